@@ -1,0 +1,218 @@
+"""One multiplexed connection to Redis for everything that a request waits for.
+
+Commands of one turn of the event loop leave in one write; replies come back in the same order, so a queue of futures
+is all the bookkeeping there is. Time limits need one timer, not one per command: all commands have the same limit, so
+the oldest one expires first. When it does, the connection is given up and all that wait are told: a Redis that is
+frozen is as good as away. A background task connects again.
+
+Nothing is repeated here: a command whose reply was lost may have run. Whoever sent it knows whether that matters.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from typing import Any, cast
+
+import hiredis
+from redis.asyncio.connection import parse_url
+
+from edgeproxy import logs, tasks
+from edgeproxy.errors import StoreUnavailable
+
+_BACKOFF_MIN_S = 0.05
+_BACKOFF_MAX_S = 1.0
+
+Argument = str | bytes | int
+
+
+class CommandFailed(Exception):
+    """Redis answered a command with an error. `code` is the first word of it (NOSCRIPT, OOM, ...), nothing more."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class RedisConnection:
+    """A connection that comes back by itself. One per worker and Redis node; it belongs to one event loop.
+
+    `timeout_ms` bounds connecting and each reply; at most `waiting_max` commands wait at once. `preamble` are the
+    commands that a fresh connection has to have run (loading scripts).
+    """
+
+    def __init__(self, url: str, timeout_ms: int, waiting_max: int, preamble: list[tuple[Argument, ...]]) -> None:
+        self._target = cast("dict[str, Any]", parse_url(url))
+        self._tls = ssl.create_default_context() if url.startswith("rediss://") else None
+        self._timeout_s = timeout_ms / 1000
+        self._waiting_max = waiting_max
+        self._preamble = preamble
+        self._protocol: _Protocol | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a command sent now would be written at once."""
+        return self._protocol is not None and not self._protocol.lost.done()
+
+    async def start(self) -> None:
+        """Connect once, then keep connected in the background. Returns also when the first try failed."""
+        protocol = await self._try_connect()
+        self._keeper = tasks.spawn("redis connection", self._keep_connected(protocol))
+
+    async def close(self) -> None:
+        """Give the connection up; what waits gets StoreUnavailable."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        if self._protocol is not None:
+            self._protocol.give_up()
+
+    def send(self, *command: Argument) -> "asyncio.Future[Any]":
+        """Queue one command for the end of this turn of the loop and return the future of its reply.
+
+        Raises StoreUnavailable when Redis is away or too many commands wait; the future raises it when the reply
+        does not come in time, and CommandFailed when Redis refuses the command.
+        """
+        protocol = self._protocol
+        if protocol is None or len(protocol.waiting) >= self._waiting_max:
+            raise StoreUnavailable("redis")
+        return protocol.send(command)
+
+    def flush(self) -> None:
+        """Write what is queued now, instead of at the end of this turn of the loop."""
+        if self._protocol is not None:
+            self._protocol.flush()
+
+    async def _keep_connected(self, protocol: "_Protocol | None") -> None:
+        backoff_s = _BACKOFF_MIN_S
+        while True:  # until cancelled; each turn waits
+            if protocol is not None:
+                backoff_s = _BACKOFF_MIN_S
+                await protocol.lost
+                self._protocol = None
+                logs.event("store_lost", store="redis")
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+            protocol = await self._try_connect()
+            if protocol is not None:
+                logs.event("store_found", store="redis")
+
+    async def _try_connect(self) -> "_Protocol | None":
+        protocol = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                protocol = await self._open()
+                for reply in [protocol.send(command) for command in self._greeting()]:
+                    await reply
+        except (OSError, TimeoutError, StoreUnavailable, CommandFailed) as error:
+            if protocol is not None:
+                protocol.give_up()
+            logs.event("store_unreachable", store="redis", error=type(error).__name__)
+            return None
+        self._protocol = protocol
+        return protocol
+
+    async def _open(self) -> "_Protocol":
+        loop = asyncio.get_running_loop()
+        target = self._target
+
+        def factory() -> _Protocol:
+            return _Protocol(loop, self._timeout_s)
+
+        if "path" in target:
+            _, protocol = await loop.create_unix_connection(factory, target["path"])
+        else:
+            host, port = target.get("host", "localhost"), target.get("port", 6379)
+            _, protocol = await loop.create_connection(factory, host, port, ssl=self._tls)
+        return protocol
+
+    def _greeting(self) -> list[tuple[Argument, ...]]:
+        commands: list[tuple[Argument, ...]] = []
+        if password := self._target.get("password"):
+            commands.append(("AUTH", self._target.get("username") or "default", password))
+        if number := self._target.get("db"):
+            commands.append(("SELECT", number))
+        return commands + self._preamble
+
+
+class _Protocol(asyncio.Protocol):
+    """The wire: packs commands, parses replies, and notices silence."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._reader = hiredis.Reader()
+        self._outbox: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def send(self, command: tuple[Argument, ...]) -> "asyncio.Future[Any]":
+        if self._transport is None:
+            raise StoreUnavailable("redis")
+        loop = self._loop
+        reply: asyncio.Future[Any] = loop.create_future()
+        if not self._outbox:
+            loop.call_soon(self.flush)
+        # The stub of pack_command names a tuple of one.
+        self._outbox.append(hiredis.pack_command(command))  # type: ignore[arg-type]
+        self.waiting.append((loop.time() + self._timeout_s, reply))
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout_s, self._check_silence)
+        return reply
+
+    def flush(self) -> None:
+        if self._outbox and self._transport is not None:
+            self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+
+    def give_up(self) -> None:
+        """Close at once and tell all that wait."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._outbox.clear()
+        while self.waiting:
+            _, reply = self.waiting.popleft()
+            _fail(reply, StoreUnavailable("redis"))
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.give_up()
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        reader.feed(data)
+        try:
+            while (value := reader.gets()) is not False:  # False: no complete reply is left (RESP2 has no booleans)
+                _, reply = self.waiting.popleft()
+                if isinstance(value, hiredis.ReplyError):
+                    _fail(reply, CommandFailed(str(value).partition(" ")[0]))
+                elif not reply.done():
+                    reply.set_result(value)
+        except (hiredis.ProtocolError, IndexError):  # not Redis, or a reply that nobody asked for
+            self.give_up()
+
+    def _check_silence(self) -> None:
+        self._timer = None
+        if not self.waiting:
+            return
+        remaining_s = self.waiting[0][0] - self._loop.time()
+        if remaining_s > 0:
+            self._timer = self._loop.call_later(remaining_s, self._check_silence)
+        else:
+            self.give_up()
+
+
+def _fail(reply: "asyncio.Future[Any]", error: Exception) -> None:
+    if not reply.done():
+        reply.set_exception(error)
+        reply.exception()  # counts as seen: a settlement's reply is not always awaited

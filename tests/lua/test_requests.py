@@ -1,0 +1,438 @@
+"""What happens to requests, case by case, in the reference and in the scripts alike."""
+
+import pytest
+
+from edgeproxy.domain.keys import KeyId, KeyStatus
+from edgeproxy.domain.limits import MAX_AMOUNT, NEVER_FITS, Amounts, Limit, parse_limits
+from edgeproxy.domain.reservations import (
+    NO_TIME_HELPS,
+    KeyVersion,
+    Outcome,
+    PublishStatus,
+    ReserveReply,
+    ReserveStatus,
+    SettleReply,
+    SettleStatus,
+    WindowLevel,
+)
+
+NOW = 1_700_000_000_000  # at the beginning of a bucket of a minute
+KEY = KeyVersion(KeyId("key"), 1)
+KEY_2 = KeyVersion(KeyId("key"), 2)
+ACCOUNT = KeyVersion(KeyId("account"), 5)
+ONE = Amounts(requests=1)
+
+
+def tokens(number: int) -> Amounts:
+    return Amounts(requests=1, input_tokens=number // 4, output_tokens=number - number // 4)
+
+
+def used(partition, key=KEY, now_ms=NOW) -> list[int]:
+    return [window.used for window in partition.inspect(key.key_id, now_ms).windows]
+
+
+@pytest.fixture
+def publish(partition):
+    """Publishes a version of a key, active and without a cap unless told otherwise."""
+
+    def publish(key, *limits: str, cap=None, status=KeyStatus.ACTIVE):
+        return partition.publish(key, status, cap, parse_limits(limits))
+
+    return publish
+
+
+class TestReserve:
+    def test_a_request_that_fits_is_charged_to_every_window(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=1000/5h", "input_tokens=100/1m", "output_tokens=400/1m")
+        reply = partition.reserve("r", [KEY], tokens(200), NOW)
+        assert reply == ReserveReply(
+            ReserveStatus.ADMITTED,
+            NOW,
+            windows=(
+                WindowLevel(4, 61_000),
+                WindowLevel(800, 18_300_000 - NOW % 300_000),
+                WindowLevel(50, 61_000),
+                WindowLevel(250, 61_000),
+            ),
+        )
+        assert used(partition) == [1, 200, 50, 150]
+
+    def test_exactly_as_many_as_the_limit_says_are_admitted(self, partition, publish):
+        publish(KEY, "requests=50/1m")
+        statuses = [partition.reserve(f"r{n}", [KEY], ONE, NOW + n).status for n in range(60)]
+        assert statuses == [ReserveStatus.ADMITTED] * 50 + [ReserveStatus.REFUSED] * 10
+
+    def test_a_refusal_says_when_the_request_fits_to_the_millisecond(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW + 400)
+        partition.reserve("b", [KEY], tokens(40), NOW + 10_400)
+        reply = partition.reserve("c", [KEY], tokens(50), NOW + 20_123)
+        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 0, 40_877)
+        assert partition.reserve("c", [KEY], tokens(50), NOW + 20_123 + 40_876).status is ReserveStatus.REFUSED
+        assert partition.reserve("c", [KEY], tokens(50), NOW + 20_123 + 40_877).status is ReserveStatus.ADMITTED
+
+    def test_a_refusal_by_one_window_charges_no_other(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m", "output_tokens=1000/1h")
+        reply = partition.reserve("r", [KEY], tokens(101), NOW)
+        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+        assert reply.windows == (WindowLevel(5, 0), WindowLevel(100, 0), WindowLevel(1000, 0))
+        assert used(partition) == [0, 0, 0]
+        assert partition.inspect(KEY.key_id, NOW).open == partition.pending() == 0
+
+    def test_the_window_that_takes_longest_decides(self, partition, publish):
+        publish(KEY, "requests=1/1m", "tokens=10/1h", "output_tokens=10/1m")
+        partition.reserve("a", [KEY], tokens(10), NOW)
+        reply = partition.reserve("b", [KEY], tokens(10), NOW)
+        assert (reply.limit_index, reply.retry_ms) == (1, 3_660_000 - NOW % 60_000)
+        reply = partition.reserve("b", [KEY], tokens(16), NOW)  # 12 of output: never
+        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+
+    def test_the_first_of_two_that_never_fit_is_named(self, partition, publish):
+        publish(KEY, "requests=5/1m", "input_tokens=1/1h", "output_tokens=1/1m")
+        reply = partition.reserve("a", [KEY], tokens(100), NOW)
+        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+
+    def test_a_request_larger_than_the_limit_never_fits_into_an_empty_window(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        assert partition.reserve("r", [KEY], tokens(101), NOW).retry_ms == NEVER_FITS
+        assert partition.reserve("r", [KEY], tokens(100), NOW).status is ReserveStatus.ADMITTED
+
+    def test_a_limit_of_nothing_refuses_forever(self, partition, publish):
+        publish(KEY, "requests=0/1m")
+        reply = partition.reserve("r", [KEY], ONE, NOW)
+        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 0, NEVER_FITS)
+
+    def test_a_request_without_tokens_passes_a_full_window_of_tokens(self, partition, publish):
+        publish(KEY, "tokens=100/1m", "output_tokens=0/1m")
+        partition.reserve("a", [KEY], Amounts(1, 100, 0), NOW)
+        reply = partition.reserve("b", [KEY], ONE, NOW)
+        assert reply.status is ReserveStatus.ADMITTED
+        assert reply.windows == (WindowLevel(0, 61_000), WindowLevel(0, 0))
+
+    def test_a_key_without_limits_is_counted(self, partition, publish):
+        publish(KEY)
+        assert partition.reserve("r", [KEY], tokens(5), NOW) == ReserveReply(ReserveStatus.ADMITTED, NOW)
+        assert partition.inspect(KEY.key_id, NOW).open == 1
+
+    def test_repeating_a_reserve_charges_once(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("r", [KEY], tokens(30), NOW)
+        assert partition.reserve("r", [KEY], tokens(30), NOW) == ReserveReply(ReserveStatus.DUPLICATE, NOW)
+        partition.settle("r", Outcome.POST, tokens(30), b"e", NOW)
+        assert partition.reserve("r", [KEY], tokens(30), NOW).status is ReserveStatus.DUPLICATE
+        assert used(partition) == [30]
+
+    def test_a_refused_request_may_come_again_with_its_id(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        assert partition.reserve("r", [KEY], tokens(101), NOW).status is ReserveStatus.REFUSED
+        assert partition.reserve("r", [KEY], tokens(99), NOW).status is ReserveStatus.ADMITTED
+
+    def test_an_unpublished_key_gets_no_fresh_budget(self, partition, publish):
+        assert partition.reserve("r", [KEY], ONE, NOW) == ReserveReply(ReserveStatus.UNPUBLISHED, NOW)
+        assert partition.inspect(KEY.key_id, NOW) is None
+
+    @pytest.mark.parametrize("version", [0, 1, 3])
+    def test_another_version_of_the_key_is_stale(self, partition, publish, version):
+        publish(KEY_2, "requests=5/1m")
+        scope = KeyVersion(KEY.key_id, version)
+        assert partition.reserve("r", [scope], ONE, NOW) == ReserveReply(ReserveStatus.STALE, NOW)
+        assert used(partition) == [0]
+
+    def test_a_revoked_key_is_disabled(self, partition, publish):
+        publish(KEY, "requests=5/1m", status=KeyStatus.REVOKED)
+        assert partition.reserve("r", [KEY], ONE, NOW) == ReserveReply(ReserveStatus.DISABLED, NOW)
+
+    def test_a_clock_that_goes_back_frees_nothing(self, partition, publish):
+        publish(KEY, "requests=2/1m")
+        partition.reserve("a", [KEY], ONE, NOW)
+        partition.reserve("b", [KEY], ONE, NOW - 3_600_000)
+        reply = partition.reserve("c", [KEY], ONE, NOW - 3_600_000)
+        assert (reply.status, reply.retry_ms) == (ReserveStatus.REFUSED, 3_661_000)
+        assert used(partition, now_ms=NOW + 60_999) == [2]
+
+
+class TestConcurrency:
+    def test_as_many_as_the_cap_says_may_be_open(self, partition, publish):
+        publish(KEY, "requests=5/1m", cap=2)
+        partition.reserve("a", [KEY], ONE, NOW)
+        partition.reserve("b", [KEY], ONE, NOW)
+        reply = partition.reserve("c", [KEY], ONE, NOW)
+        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, -1, NO_TIME_HELPS)
+        assert reply.windows == (WindowLevel(3, 61_000),)
+        partition.settle("a", Outcome.POST, ONE, b"e", NOW)
+        assert partition.reserve("c", [KEY], ONE, NOW).status is ReserveStatus.ADMITTED
+
+    def test_a_window_that_refuses_too_says_when(self, partition, publish):
+        publish(KEY, "requests=1/1m", cap=1)
+        partition.reserve("a", [KEY], ONE, NOW)
+        reply = partition.reserve("b", [KEY], ONE, NOW)
+        assert (reply.limit_index, reply.retry_ms) == (0, 61_000)
+
+    def test_a_cap_of_nothing_refuses(self, partition, publish):
+        publish(KEY, cap=0)
+        assert partition.reserve("a", [KEY], ONE, NOW).retry_ms == NO_TIME_HELPS
+
+    def test_each_request_is_taken_off_once(self, partition, publish):
+        publish(KEY, cap=2)
+        for name in "ab":
+            partition.reserve(name, [KEY], ONE, NOW)
+        for _ in range(3):
+            partition.settle("a", Outcome.VOID, ONE, b"e", NOW)
+        assert partition.inspect(KEY.key_id, NOW).open == 1
+
+
+class TestTwoScopes:
+    def test_both_are_charged(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        publish(ACCOUNT, "requests=5/1m", "tokens=150/1m")
+        reply = partition.reserve("r", [KEY, ACCOUNT], tokens(40), NOW)
+        assert [level.remaining for level in reply.windows] == [60, 4, 110]
+        partition.settle("r", Outcome.POST, tokens(30), b"e", NOW)
+        assert used(partition) == [30]
+        assert used(partition, ACCOUNT) == [1, 30]
+        assert partition.inspect(ACCOUNT.key_id, NOW).totals == tokens(30).__class__(1, 7, 23)
+        assert partition.events == [b"e"]
+
+    def test_a_refusal_by_the_second_charges_neither(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        publish(ACCOUNT, "requests=5/1m", "tokens=10/1m")
+        reply = partition.reserve("r", [KEY, ACCOUNT], tokens(40), NOW)
+        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 2, NEVER_FITS)
+        assert used(partition) + used(partition, ACCOUNT) == [0, 0, 0]
+        assert partition.inspect(KEY.key_id, NOW).open == 0
+
+    def test_the_cap_of_the_second_is_told_apart(self, partition, publish):
+        publish(KEY, "tokens=100/1m", cap=3)
+        publish(ACCOUNT, cap=1)
+        partition.reserve("a", [KEY, ACCOUNT], ONE, NOW)
+        reply = partition.reserve("b", [KEY, ACCOUNT], ONE, NOW)
+        assert (reply.limit_index, reply.retry_ms) == (-2, NO_TIME_HELPS)
+
+    @pytest.mark.parametrize(
+        ("account", "status"),
+        [
+            (None, ReserveStatus.UNPUBLISHED),
+            ((KeyVersion(ACCOUNT.key_id, 6), KeyStatus.ACTIVE), ReserveStatus.STALE),
+            ((ACCOUNT, KeyStatus.REVOKED), ReserveStatus.DISABLED),
+        ],
+    )
+    def test_what_stops_the_second_stops_the_request(self, partition, publish, account, status):
+        publish(KEY, "tokens=100/1m")
+        if account:
+            publish(account[0], status=account[1])
+        assert partition.reserve("r", [KEY, ACCOUNT], ONE, NOW) == ReserveReply(status, NOW)
+        assert partition.inspect(KEY.key_id, NOW).open == 0
+
+
+class TestSettle:
+    def test_what_was_used_replaces_what_was_reserved(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=1000/1m", "input_tokens=500/1m", "output_tokens=800/1m")
+        partition.reserve("r", [KEY], Amounts(1, 100, 400), NOW)
+        reply = partition.settle("r", Outcome.POST, Amounts(1, 120, 30), b"event", NOW + 5)
+        assert reply == SettleReply(SettleStatus.RESOLVED, NOW + 5)
+        assert used(partition) == [1, 150, 120, 30]
+        assert partition.events == [b"event"]
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.totals, usage.last_used_ms, usage.open) == (Amounts(1, 120, 30), NOW + 5, 0)
+        assert partition.pending() == 0
+
+    def test_void_gives_tokens_back_and_keeps_the_request(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=1000/1m")
+        partition.reserve("r", [KEY], tokens(400), NOW)
+        assert partition.settle("r", Outcome.VOID, tokens(9), b"event", NOW).status is SettleStatus.RESOLVED
+        assert used(partition) == [1, 0]
+        assert partition.inspect(KEY.key_id, NOW).totals == Amounts(1, 0, 0)
+        assert partition.events == [b"event"]
+
+    @pytest.mark.parametrize("first", Outcome)
+    @pytest.mark.parametrize("second", Outcome)
+    def test_it_happens_once(self, partition, publish, first, second):
+        publish(KEY, "tokens=1000/1m")
+        partition.reserve("r", [KEY], tokens(400), NOW)
+        partition.settle("r", first, tokens(100), b"event", NOW)
+        before = partition.inspect(KEY.key_id, NOW)
+        assert partition.settle("r", second, tokens(700), b"other", NOW + 1) == SettleReply(
+            SettleStatus.DUPLICATE, NOW + 1
+        )
+        assert partition.inspect(KEY.key_id, NOW) == before
+        assert partition.events == [b"event"]
+
+    def test_an_unknown_reservation_is_not_made_up(self, partition, publish):
+        publish(KEY, "tokens=1000/1m")
+        assert partition.settle("r", Outcome.POST, tokens(5), b"e", NOW) == SettleReply(SettleStatus.UNKNOWN, NOW)
+        assert used(partition) == [0]
+        assert partition.events == []
+
+    def test_a_refund_does_not_make_room_in_a_younger_bucket(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        partition.reserve("b", [KEY], tokens(40), NOW + 30_000)
+        partition.settle("a", Outcome.POST, tokens(20), b"e", NOW + 30_000)
+        assert used(partition, now_ms=NOW + 60_999) == [60]
+        assert used(partition, now_ms=NOW + 61_000) == [40]
+
+    def test_a_refund_finds_its_bucket_among_many(self, partition, publish):
+        publish(KEY, "tokens=1000/1m")
+        for second in range(50):
+            partition.reserve(f"r{second}", [KEY], tokens(10), NOW + 1_000 * second)
+        partition.settle("r20", Outcome.VOID, ONE, b"e", NOW + 50_000)
+        assert [used(partition, now_ms=NOW + at)[0] for at in (80_999, 81_000, 82_000)] == [290, 290, 280]
+
+    def test_a_refund_after_its_bucket_has_left_is_dropped(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        partition.reserve("b", [KEY], tokens(100), NOW + 61_000)
+        partition.settle("a", Outcome.VOID, ONE, b"e", NOW + 61_000)
+        assert used(partition, now_ms=NOW + 61_000) == [100]
+
+    def test_excess_is_charged_to_the_bucket_of_now_even_over_the_limit(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        partition.settle("a", Outcome.POST, tokens(260), b"e", NOW + 45_500)
+        assert used(partition, now_ms=NOW + 45_500) == [260]
+        reply = partition.reserve("b", [KEY], ONE, NOW + 46_000)
+        assert (reply.retry_ms, reply.windows[0].remaining) == (60_000, 0)
+        assert used(partition, now_ms=NOW + 61_000) == [200]
+        assert used(partition, now_ms=NOW + 105_999) == [200]
+        assert used(partition, now_ms=NOW + 106_000) == [0]
+
+    def test_excess_long_after_everything_else_has_left(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        for second in range(5):
+            partition.reserve(f"r{second}", [KEY], tokens(10), NOW + 1_000 * second)
+        partition.settle("r0", Outcome.POST, tokens(15), b"e", NOW + 600_000)
+        assert used(partition, now_ms=NOW + 600_000) == [5]
+        assert partition.reserve("next", [KEY], tokens(95), NOW + 610_000).status is ReserveStatus.ADMITTED
+
+    def test_last_use_does_not_go_back(self, partition, publish):
+        publish(KEY)
+        for name in "ab":
+            partition.reserve(name, [KEY], ONE, NOW)
+        partition.settle("a", Outcome.POST, ONE, b"e", NOW + 5)
+        partition.settle("b", Outcome.POST, ONE, b"e", NOW - 5)
+        assert partition.inspect(KEY.key_id, NOW).last_used_ms == NOW + 5
+
+    def test_a_revoked_key_still_settles(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("r", [KEY], tokens(60), NOW)
+        publish(KEY_2, "tokens=100/1m", status=KeyStatus.REVOKED)
+        assert partition.settle("r", Outcome.POST, tokens(20), b"e", NOW).status is SettleStatus.RESOLVED
+        assert used(partition) == [20]
+
+    def test_a_key_that_is_gone_still_settles_and_leaves_its_event(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("r", [KEY], tokens(60), NOW)
+        partition.erase(KEY.key_id)
+        assert partition.settle("r", Outcome.POST, tokens(20), b"e", NOW).status is SettleStatus.RESOLVED
+        assert partition.events == [b"e"]
+        assert partition.pending() == 0
+        assert partition.inspect(KEY.key_id, NOW) is None
+
+    def test_a_key_published_anew_is_not_refunded_what_its_predecessor_was_charged(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("r", [KEY], tokens(60), NOW)
+        partition.erase(KEY.key_id)
+        publish(KEY_2, "tokens=100/1m")
+        partition.reserve("s", [KEY_2], tokens(70), NOW)
+        partition.settle("r", Outcome.VOID, ONE, b"e", NOW)
+        assert used(partition) == [70]
+
+
+class TestPublish:
+    def test_an_older_version_changes_nothing(self, partition, publish):
+        publish(KEY_2, "tokens=100/1m")
+        before = partition.inspect(KEY.key_id, NOW)
+        assert publish(KEY, "tokens=5/1m", status=KeyStatus.REVOKED) is PublishStatus.KEPT
+        assert publish(KEY_2, "tokens=5/1m") is PublishStatus.KEPT
+        assert partition.inspect(KEY.key_id, NOW) == before
+
+    def test_a_changed_limit_keeps_what_is_counted(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(40), NOW)
+        partition.reserve("b", [KEY], tokens(40), NOW + 10_000)
+        partition.settle("a", Outcome.POST, tokens(30), b"e", NOW + 10_000)
+        assert publish(KEY_2, "tokens=75/1m", "output_tokens=9/1h", "requests=4/1m") is PublishStatus.PUBLISHED
+        usage = partition.inspect(KEY.key_id, NOW + 10_000)
+        assert [(window.limit.id, window.used, window.remaining) for window in usage.windows] == [
+            ("tokens/60000", 70, 5),
+            ("output_tokens/3600000", 0, 9),
+            ("requests/60000", 2, 2),
+        ]
+        assert (usage.version, usage.totals.requests, usage.last_used_ms, usage.open) == (2, 1, NOW + 10_000, 1)
+        assert partition.reserve("c", [KEY_2], tokens(6), NOW + 60_999).status is ReserveStatus.REFUSED
+        assert partition.reserve("c", [KEY_2], tokens(6), NOW + 61_000).status is ReserveStatus.ADMITTED
+
+    def test_a_reservation_is_settled_after_its_windows_changed_places(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m", "input_tokens=100/1m")
+        partition.reserve("r", [KEY], Amounts(1, 20, 20), NOW)
+        publish(KEY_2, "output_tokens=100/1m", "input_tokens=100/1m", "tokens=100/1m")
+        partition.settle("r", Outcome.POST, Amounts(1, 5, 30), b"e", NOW)
+        assert used(partition) == [0, 5, 35]  # the window of output came after the reservation
+
+    def test_a_window_that_was_away_begins_with_nothing(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        publish(KEY_2)
+        publish(KeyVersion(KEY.key_id, 3), "tokens=100/1m")
+        assert used(partition) == [0]
+        partition.reserve("b", [KeyVersion(KEY.key_id, 3)], tokens(50), NOW)
+        partition.settle("a", Outcome.VOID, ONE, b"e", NOW)  # was never charged here: no refund
+        assert used(partition) == [50]
+
+    def test_a_window_that_was_away_finds_no_closed_buckets_either(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        partition.reserve("b", [KEY], ONE, NOW + 1_000)
+        publish(KEY_2)
+        version_3 = KeyVersion(KEY.key_id, 3)
+        publish(version_3, "tokens=100/1m")
+        partition.reserve("c", [version_3], tokens(10), NOW + 2_000)
+        partition.reserve("d", [version_3], tokens(10), NOW + 3_000)
+        assert used(partition, now_ms=NOW + 3_000) == [20]
+
+    def test_a_new_cap_counts_what_is_open(self, partition, publish):
+        publish(KEY)
+        for name in "abc":
+            partition.reserve(name, [KEY], ONE, NOW)
+        publish(KEY_2, cap=3)
+        assert partition.reserve("d", [KEY_2], ONE, NOW).retry_ms == NO_TIME_HELPS
+        partition.settle("a", Outcome.POST, ONE, b"e", NOW)
+        assert partition.reserve("d", [KEY_2], ONE, NOW).status is ReserveStatus.ADMITTED
+
+
+class TestBigNumbers:
+    """Lua counts in doubles and Redis answers in integers: both have to be exact up to 2**53."""
+
+    @pytest.mark.parametrize("limit", [10**15 - 1, 10**15 + 3, 4 * 10**15 + 1, MAX_AMOUNT - 1, MAX_AMOUNT])
+    def test_the_last_token_fits_and_the_next_does_not(self, partition, publish, limit):
+        publish(KEY, f"tokens={limit}/1m")
+        reply = partition.reserve("a", [KEY], Amounts(1, limit - 1, 0), NOW)
+        assert [level.remaining for level in reply.windows] == [1]
+        assert partition.reserve("b", [KEY], Amounts(1, 2, 0), NOW).status is ReserveStatus.REFUSED
+        assert partition.reserve("c", [KEY], Amounts(1, 0, 1), NOW).status is ReserveStatus.ADMITTED
+        reply = partition.reserve("d", [KEY], Amounts(1, 1, 0), NOW + 1_000)
+        assert (reply.status, reply.retry_ms) == (ReserveStatus.REFUSED, 60_000)
+        assert used(partition) == [limit]
+
+    def test_closed_buckets_refunds_and_totals_are_exact(self, partition, publish):
+        publish(KEY, f"tokens={MAX_AMOUNT}/1m")
+        big = 10**15 + 7
+        for second in range(4):
+            partition.reserve(f"r{second}", [KEY], Amounts(1, big, big), NOW + 1_000 * second)
+        assert used(partition, now_ms=NOW + 3_000) == [8 * big]
+        partition.settle("r1", Outcome.POST, Amounts(1, big, 3), b"e", NOW + 3_000)
+        assert used(partition, now_ms=NOW + 3_000) == [7 * big + 3]
+        assert used(partition, now_ms=NOW + 61_000) == [5 * big + 3]
+        assert partition.inspect(KEY.key_id, NOW).totals == Amounts(1, big, 3)
+
+
+@pytest.mark.parametrize("seconds", [1, 7, 60, 3_600, 86_400 * 29, 86_400 * 30, 86_400 * 366])
+def test_every_width_of_a_bucket_is_the_same_everywhere(partition, seconds):
+    limit = Limit(parse_limits(["tokens=1/1s"])[0].dimension, 10, seconds * 1_000)
+    partition.publish(KEY, KeyStatus.ACTIVE, None, [limit])
+    partition.reserve("a", [KEY], tokens(10), NOW)
+    reply = partition.reserve("b", [KEY], tokens(1), NOW)
+    leaves_ms = (NOW // limit.bucket_ms + limit.buckets + 1) * limit.bucket_ms
+    assert NOW + reply.retry_ms == leaves_ms
+    assert partition.reserve("c", [KEY], tokens(1), leaves_ms - 1).status is ReserveStatus.REFUSED
+    assert partition.reserve("c", [KEY], tokens(1), leaves_ms).status is ReserveStatus.ADMITTED
