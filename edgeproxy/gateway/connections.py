@@ -1,0 +1,313 @@
+"""Connections to one provider: HTTP/1.1 over asyncio protocols, parsed by llhttp.
+
+An answer is handed on by callbacks, in the very turn of the loop in which its bytes arrived: no task is woken, no chunk
+is queued. Whoever listens (`AnswerSink`) can slow the provider down by pausing the connection.
+
+A request is never repeated here: once a byte of it was written, it may have been billed. A pooled connection that turns
+out closed before that is replaced silently. `written` says whether the whole request has left.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from edgeproxy.config import Provider
+from edgeproxy.errors import (
+    UPSTREAM_BUSY,
+    UPSTREAM_FAILED,
+    UPSTREAM_TIMEOUT,
+    UPSTREAM_UNREACHABLE,
+    GatewayError,
+)
+from edgeproxy.providers.base import Headers
+
+MAX_HEAD_BYTES = 256 * 1024  # of an answer: far more than any provider sends, far less than would hurt
+_NO_BODY_STATUSES = (204, 304)
+
+
+class AnswerSink(Protocol):
+    """Who listens to one answer. Calls come in this order; after `answer_ended` or `answer_failed` none comes."""
+
+    def answer_began(self, status: int, headers: Headers) -> None:
+        """The head is here; header names are in lower case."""
+
+    def answer_continued(self, chunk: bytes) -> None:
+        """A piece of the body, as it arrived."""
+
+    def answer_paused(self) -> None:
+        """All that one read from the socket brought has been handed over: now is the time to write."""
+
+    def answer_ended(self) -> None:
+        """The answer is complete."""
+
+    def answer_failed(self, error: GatewayError) -> None:
+        """The answer will not come, or not to its end."""
+
+
+class Pool:
+    """Connections to one provider: idle ones are used again, newest first, so that the others can age and go."""
+
+    def __init__(self, provider: Provider) -> None:
+        url = urlsplit(provider.base_url)
+        self.provider = provider
+        self.host_header = url.netloc
+        self._host = cast("str", url.hostname)
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._idle: deque[Connection] = deque()
+        self._open = 0
+
+    async def acquire(self) -> "Connection":
+        """Return a connection that is the caller's until its answer has ended.
+
+        Raises GatewayError: UPSTREAM_BUSY, UPSTREAM_UNREACHABLE or UPSTREAM_TIMEOUT; nothing was sent then.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.leave_pool():
+                return connection
+        if self._open >= self.provider.max_connections:
+            raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
+        self._open += 1
+        try:
+            return await self._connect()
+        except BaseException:  # cancellation too: the place is given back
+            self._open -= 1
+            raise
+
+    async def _connect(self) -> "Connection":
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.provider.connect_timeout_ms / 1000):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, loop), self._host, self._port, ssl=self._tls
+                )
+        except TimeoutError:
+            raise GatewayError(UPSTREAM_TIMEOUT) from None
+        except OSError:  # refused, no such host, no valid certificate
+            raise GatewayError(UPSTREAM_UNREACHABLE) from None
+        return connection
+
+    def keep(self, connection: "Connection") -> None:
+        """Take back a connection that can carry another request."""
+        self._idle.append(connection)
+
+    def closed(self, connection: "Connection") -> None:
+        """Take note of a connection that is no more."""
+        self._open -= 1
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for connection in list(self._idle):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection, which carries one request at a time."""
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._sink: AnswerSink | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_left = False
+        self._read_paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._status = 0  # 0 until the head of the final answer is here
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._is_complete = False
+        self._is_reusable = True
+        self._sent_at = self._read_at = 0.0
+
+    @property
+    def written(self) -> bool:
+        """Whether the whole request has left: from then on it can have been billed."""
+        return self._has_left
+
+    # --- what the owner of an exchange does
+
+    def send(self, outgoing: bytes, sink: AnswerSink) -> None:
+        """Send one request; `sink` hears of the answer. Raises GatewayError when the connection is gone already."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            raise GatewayError(UPSTREAM_FAILED)
+        self._reset()
+        self._sink = sink
+        self._parser = httptools.HttpResponseParser(self)
+        self._sent_at = self._read_at = self._loop.time()
+        self._has_left = False
+        transport.write(outgoing)
+        self._has_left = transport.get_write_buffer_size() == 0
+        self._arm()
+
+    def pause(self) -> None:
+        """Stop reading: the provider is slowed down by its own connection."""
+        if not self._read_paused and self._transport is not None:
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        if self._read_paused and self._transport is not None:
+            self._read_paused = False
+            self._read_at = self._loop.time()
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once. The sink hears nothing of it: it is who wants it."""
+        self._sink = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- idle life
+
+    def leave_pool(self) -> bool:
+        """Stop being idle. Whether the connection can be used."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return self._transport is not None and not self._transport.is_closing()
+
+    def _finish(self) -> None:
+        """The exchange is over: go idle, or close when nothing more can be sent here."""
+        sink, self._sink = self._sink, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.resume()
+        if self._is_reusable and self.written and self._transport is not None:
+            self._timer = self._loop.call_later(self._pool.provider.idle_ms / 1000, self.abort)
+            self._pool.keep(self)
+        elif self._transport is not None:
+            self._transport.abort()
+        if sink is not None:
+            sink.answer_ended()
+
+    def _fail(self, error: GatewayError) -> None:
+        sink = self._sink
+        self.abort()
+        if sink is not None:
+            sink.answer_failed(error)
+
+    # --- time limits: one timer, set to the earliest moment at which one of them can be exceeded
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_at(self._deadline(), self._check_time)
+
+    def _deadline(self) -> float:
+        provider = self._pool.provider
+        total_at = self._sent_at + provider.total_timeout_ms / 1000
+        if not self._status:
+            return min(total_at, self._sent_at + provider.first_byte_timeout_ms / 1000)
+        # A paused connection is silent because we do not listen.
+        since = self._loop.time() if self._read_paused else self._read_at
+        return min(total_at, since + provider.silence_timeout_ms / 1000)
+
+    def _check_time(self) -> None:
+        if self._loop.time() >= self._deadline():
+            self._fail(GatewayError(UPSTREAM_TIMEOUT))
+        else:
+            self._arm()
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask to be told when the last byte that waits has been sent."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=0)
+
+    def resume_writing(self) -> None:
+        """All of the request has been sent."""
+        self._has_left = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, which calls back; then let the sink write what it got."""
+        if self._sink is None or self._parser is None:  # nobody asked for anything: not to be trusted any more
+            self.abort()
+            return
+        self._read_at = self._loop.time()
+        if not self._status:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(GatewayError(UPSTREAM_FAILED))
+            return
+        self._after_read()
+
+    def _after_read(self) -> None:
+        """Let the sink write; it may have given up in the middle of what was read."""
+        if self._sink is None:
+            return
+        if self._is_complete:
+            self._finish()
+        elif self._status:
+            self._sink.answer_paused()
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(GatewayError(UPSTREAM_FAILED))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The provider closed: the end of an answer that has no other end, else a failure."""
+        self._transport = None
+        self._is_reusable = False
+        self._pool.closed(self)
+        if self._sink is None:
+            return
+        if exc is None and self._status and self._ends_with_connection():
+            self._finish()
+        else:
+            self._fail(GatewayError(UPSTREAM_FAILED))
+
+    # --- callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request cannot be trusted."""
+        if self._is_complete:
+            self._is_reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect the head."""
+        if not self._status:
+            self._headers.append((name.decode("latin-1").lower(), value.decode("utf-8", "surrogateescape")))
+
+    def on_headers_complete(self) -> None:
+        """Hand the head on, unless it only announces another one (1xx)."""
+        if self._is_complete or self._parser is None or self._sink is None:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._headers = []
+            return
+        self._status = status
+        if self._timer is not None:
+            self._timer.cancel()
+        self._arm()
+        self._sink.answer_began(status, self._headers)
+
+    def on_body(self, chunk: bytes) -> None:
+        """Hand a piece on."""
+        if self._sink is not None and not self._is_complete:
+            self._sink.answer_continued(chunk)
+
+    def on_message_complete(self) -> None:
+        """Note the end; it is told when the read that brought it has been handed over."""
+        if self._status and self._parser is not None and not self._is_complete:
+            self._is_complete = True
+            self._is_reusable = self._parser.should_keep_alive()
+
+    def _ends_with_connection(self) -> bool:
+        names = {name for name, _ in self._headers}
+        return not names & {"content-length", "transfer-encoding"} and self._status not in _NO_BODY_STATUSES

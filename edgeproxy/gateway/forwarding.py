@@ -1,0 +1,189 @@
+"""Carries one answer from the provider's connection to the client's, each piece in the turn in which it came.
+
+Nothing is collected: a piece is read by the meter, framed and written. When the client is slow, its connection says so
+and the provider's is paused. When the provider breaks off, the client's connection is reset, never closed as if all had
+come. When the client leaves, the answer is read to its end within a bound, or stopped: as the provider's setting says.
+"""
+
+import asyncio
+import time
+from typing import cast
+
+from aiohttp import web
+
+from edgeproxy.errors import UPSTREAM_CREDENTIALS, GatewayError
+from edgeproxy.gateway.connections import Connection
+from edgeproxy.gateway.receiving import ClientGoneError
+from edgeproxy.gateway.server import ClientConnection, encode_head
+from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation
+from edgeproxy.providers.base import Headers
+
+_CREDENTIAL_STATUSES = (401, 402, 403)  # these are about the operator's account at the provider, not about the client
+_BODILESS_STATUSES = (204, 304)
+
+
+async def forward(connection: Connection, outgoing: bytes, relay: "Relay", request: web.BaseRequest) -> None:
+    """Send a request and carry its answer to the client; returns when that is over, well or not.
+
+    Raises GatewayError as long as nothing has been written to the client (later, the client's connection is reset), and
+    ClientGoneError when the client left before anything was sent.
+    """
+    if request.transport is None:
+        connection.abort()
+        raise ClientGoneError
+    client = cast("ClientConnection", request.protocol)
+    client.relaying = relay
+    try:
+        connection.send(outgoing, relay)
+        del outgoing  # a long answer need not keep its question in memory
+        if client.writing_paused:  # it has not taken the answer before this one yet
+            relay.client_slow()
+        await relay.over
+    except asyncio.CancelledError:  # the gateway stops, and the time to finish is over
+        relay.stop()
+        client.abort()
+        raise
+    finally:
+        client.relaying = None
+
+
+class Relay:
+    """One answer on its way. It hears of both connections, and owns neither."""
+
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        connection: Connection,
+        reservation: Reservation,
+        headers: Headers,
+    ) -> None:
+        self._request = request
+        self._connection = connection
+        self._reservation = reservation
+        self._meter = reservation.ticket.meter
+        self._provider = reservation.ticket.target.provider
+        self._headers = headers  # of ours, for the answer
+        self._request_id = reservation.ticket.admission.request_id
+        self._outbox: list[bytes] = []
+        self._is_chunked = False
+        self._client_left = False
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.keep_alive = request.keep_alive
+        self.status = 0  # 0 until the head is on its way
+        self.first_byte_at = 0.0
+
+    # --- the provider's side
+
+    def answer_began(self, status: int, headers: Headers) -> None:
+        """Write the head, with what of the provider's headers a client may see."""
+        self.first_byte_at = time.monotonic()
+        self._meter.begin(status)
+        if status in _CREDENTIAL_STATUSES:
+            self._connection.abort()
+            self._end(GatewayError(UPSTREAM_CREDENTIALS))
+            return
+        self.status = status
+        passed = self._meter.dialect.incoming_headers(status, headers, self._request_id) + self._headers
+        self._outbox.append(encode_head(status, passed + self._framing(status, headers), keep_alive=self.keep_alive))
+
+    def answer_continued(self, chunk: bytes) -> None:
+        """Meter a piece, and put it in line."""
+        self._put(self._meter.feed(chunk))
+
+    def answer_paused(self) -> None:
+        """Write what is in line."""
+        if self._meter.is_finished:  # the client may take this for the end: it has to be counted before
+            self._reservation.resolve(self.status)
+        self._write()
+
+    def answer_ended(self) -> None:
+        """Settle, then write the last bytes."""
+        self._put(self._meter.end())
+        if self._is_chunked:
+            self._outbox.append(b"0\r\n\r\n")
+        self._reservation.resolve(CLIENT_GONE if self._client_left and not self.status else self.status)
+        self._write()
+        self._end(None)
+
+    def answer_failed(self, error: GatewayError) -> None:
+        """Say so while that is possible; afterwards a reset connection is the only honest end."""
+        if not self.status and not self._client_left:
+            self._end(error)
+            return
+        self._reservation.resolve(self.status or CLIENT_GONE)
+        if not self._client_left:
+            self._abort_client()
+        self._end(None)
+
+    # --- the client's side
+
+    def client_slow(self) -> None:
+        """Let the provider wait too."""
+        self._connection.pause()
+
+    def client_ready(self) -> None:
+        """Let the provider go on."""
+        self._connection.resume()
+
+    def client_lost(self) -> None:
+        """Nobody listens any more: find out what it costs, or stop it."""
+        if self._client_left or self.over.done():
+            return
+        self._client_left = True
+        self._connection.resume()
+        if self._provider.on_hang_up == "close" or self._reservation.charge is not None:
+            self.stop()
+        else:
+            self._drain_timer = asyncio.get_running_loop().call_later(self._provider.drain_ms / 1000, self.stop)
+
+    def stop(self) -> None:
+        """End the answer here, and settle what has passed."""
+        self._connection.abort()
+        self._reservation.resolve(self.status or CLIENT_GONE)
+        self._end(None)
+
+    # --- inside
+
+    def _framing(self, status: int, headers: Headers) -> Headers:
+        """Return the headers that tell the client where the body ends; never the provider's own framing."""
+        length = next((value for name, value in headers if name == "content-length"), None)
+        if status in _BODILESS_STATUSES:
+            return []
+        if length is not None and not self._meter.may_change_length:
+            return [("content-length", length)]
+        if self._request.version >= (1, 1):
+            self._is_chunked = True
+            return [("transfer-encoding", "chunked")]
+        self.keep_alive = False  # HTTP/1.0: the end of the connection is the end of the body
+        return []
+
+    def _put(self, piece: bytes) -> None:
+        if not piece:
+            return
+        if self._is_chunked:
+            self._outbox.append(b"%x\r\n" % len(piece))
+            self._outbox.append(piece)
+            self._outbox.append(b"\r\n")
+        else:
+            self._outbox.append(piece)
+
+    def _write(self) -> None:
+        transport = self._request.transport
+        if transport is not None and self._outbox:
+            transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+
+    def _abort_client(self) -> None:
+        self.keep_alive = False
+        cast("ClientConnection", self._request.protocol).abort()
+
+    def _end(self, error: GatewayError | None) -> None:
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        if self.over.done():
+            return
+        if error is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(error)

@@ -1,0 +1,277 @@
+"""The way of a request from its first byte to its count, with everything real but the provider."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from edgeproxy.domain.keys import KeyStatus
+from edgeproxy.mock_provider import anthropic as mock_anthropic
+from edgeproxy.mock_provider import openai as mock_openai
+from edgeproxy.mock_provider.exchange import exchange_of
+from tests.support.gateway import OPERATOR_SECRET, Gateway, StartGateway, chat, message
+
+CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "dialect"),
+    [
+        (CHAT, chat("gpt-mock:chunks-7.cached-5"), mock_openai),
+        (CHAT, chat("gpt-mock:length"), mock_openai),
+        (CHAT, chat("gpt-mock:deepseek.reasoning-3"), mock_openai),
+        (CHAT, chat("gpt-mock:xai.reasoning-3"), mock_openai),
+        (CHAT, chat("gpt-mock:split"), mock_openai),
+        (MESSAGES, message("claude-mock:cached-9.cache-write-4"), mock_anthropic),
+        (MESSAGES, message("claude-mock:split.length"), mock_anthropic),
+    ],
+)
+async def test_a_single_answer_passes_unchanged_and_is_counted_to_the_token(
+    gateway: Gateway, path: str, body: dict[str, Any], dialect: Any
+) -> None:
+    secret = await gateway.issue("tokens=1000000/1h")
+    raw = encoded(body)
+    async with gateway.post(path, secret, raw) as answer:
+        assert answer.status == 200
+        assert await answer.read() == dialect.unary(exchange_of(raw))
+        request_id = answer.headers["x-request-id"]
+    tokens = exchange_of(raw).tokens
+    (event,) = await gateway.events(secret)
+    usage = await gateway.usage(secret)
+    assert event.id == request_id
+    assert (event.model, event.status, event.usage.estimated) == (body["model"], 200, False)
+    assert (event.usage.input_total, event.usage.output) == (tokens.input_total, tokens.output_total)
+    assert (usage.totals.requests, usage.totals.input_tokens, usage.totals.output_tokens, usage.open) == (
+        1,
+        tokens.input_total,
+        tokens.output_total,
+        0,
+    )
+    assert usage.windows[0].used == tokens.input_total + tokens.output_total
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "dialect"),
+    [
+        (CHAT, chat("gpt-mock:chunks-30", stream=True, stream_options={"include_usage": True}), mock_openai),
+        (CHAT, chat("gpt-mock:split", stream=True, stream_options={"include_usage": True}), mock_openai),
+        (CHAT, chat("gpt-mock:burst", stream=True, stream_options={"include_usage": True}), mock_openai),
+        (CHAT, chat("gpt-mock:big-20000.chunks-9", stream=True, stream_options={"include_usage": True}), mock_openai),
+        (MESSAGES, message("claude-mock:chunks-40", stream=True), mock_anthropic),
+        (MESSAGES, message("claude-mock:split.cached-11.cache-write-6", stream=True), mock_anthropic),
+        (MESSAGES, message("claude-mock:burst", stream=True), mock_anthropic),
+    ],
+)
+async def test_a_stream_passes_unchanged_and_is_counted_to_the_token(
+    gateway: Gateway, path: str, body: dict[str, Any], dialect: Any
+) -> None:
+    secret = await gateway.issue()
+    raw = encoded(body)
+    async with gateway.post(path, secret, raw) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert await answer.read() == b"".join(dialect.events(exchange_of(raw)))
+    tokens = exchange_of(raw).tokens
+    (event,) = await gateway.events(secret)
+    assert (event.usage.input_total, event.usage.output) == (tokens.input_total, tokens.output_total)
+    assert not event.usage.estimated
+    assert gateway.mock.counts.last.body_sha256 == hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}])
+@pytest.mark.parametrize("manner", ["chunks-12", "chunks-12.split", "chunks-12.burst"])
+async def test_usage_is_asked_for_and_taken_out_again_when_the_client_did_not_ask(
+    gateway: Gateway, options: dict[str, Any], manner: str
+) -> None:
+    secret = await gateway.issue()
+    raw = encoded(chat(f"gpt-mock:{manner}", stream=True, **options))
+    asked = encoded(chat(f"gpt-mock:{manner}", stream=True, stream_options={"include_usage": True}))
+    async with gateway.post(CHAT, secret, raw) as answer:
+        received = await answer.read()
+    events = list(mock_openai.events(exchange_of(asked)))
+    assert received == b"".join(event for event in events if b'"choices":[]' not in event)
+    assert len(received) < sum(map(len, events))
+    (event,) = await gateway.events(secret)
+    assert (event.usage.output, event.usage.estimated) == (12, False)
+
+
+async def test_usage_is_not_asked_for_where_the_provider_refuses_it(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(include_usage=False)
+    secret = await gateway.issue()
+    raw = encoded(chat(stream=True))
+    async with gateway.post(CHAT, secret, raw) as answer:
+        await answer.read()
+    assert gateway.mock.counts.last.body_sha256 == hashlib.sha256(raw).hexdigest()
+    (event,) = await gateway.events(secret)
+    assert event.usage.estimated
+    assert event.usage.output > 0
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (MESSAGES, message())])
+async def test_the_clients_key_never_goes_up_and_the_operators_never_comes_down(
+    gateway: Gateway, header: str, path: str, body: dict[str, Any]
+) -> None:
+    secret = await gateway.issue()
+    value = f"Bearer {secret}" if header == "authorization" else secret
+    sent = {
+        header: value,
+        "anthropic-version": "2023-06-01",
+        "anthropic-beta": "a,b",
+        "x-stainless-os": "Linux",
+        "cookie": "a=b",
+        "user-agent": "sdk",
+        "openai-organization": "org-1",
+        "accept-encoding": "gzip, br",
+    }
+    async with gateway.session.post(gateway.url + path + "?beta=true", json=body, headers=sent) as answer:
+        assert answer.status == 200
+        received = {name.lower(): text for name, text in answer.headers.items()}
+        assert OPERATOR_SECRET not in str(received) + await answer.text()
+    last = gateway.mock.counts.last
+    assert last.secret_accepted
+    assert last.path == path + "?beta=true" or last.path == path
+    expected = {"host", "user-agent", "accept", "accept-encoding", "content-type", "content-length"}
+    expected |= {"authorization"} if path == CHAT else {"x-api-key", "anthropic-version", "anthropic-beta"}
+    assert set(last.headers) == expected
+    assert last.accept_encoding == "identity"
+    hidden = ("set-cookie", "openai-organization", "anthropic-organization-id", "cf-ray", "retry-after", "server")
+    assert not received.keys() & set(hidden)
+    assert not any("ratelimit" in name for name in received)
+
+
+async def test_a_model_can_have_another_name_at_the_provider(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(CHAT, secret, chat("renamed")) as answer:
+        assert (await answer.json())["model"] == "gpt-real"
+    assert list(gateway.mock.counts.by_model) == ["gpt-real"]
+    (event,) = await gateway.events(secret)
+    assert event.model == "renamed"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"canary-7c1", "invalid_json"),
+        (b'["canary-7c1"]', "invalid_json"),
+        (b'{"model": "gpt-mock", "messages": [], "canary-7c1"', "invalid_json"),
+        (b'{"messages": [], "canary": "canary-7c1"}', "invalid_field"),
+        (b'{"model": 7, "messages": ["canary-7c1"]}', "invalid_field"),
+        (b'{"model": "", "messages": ["canary-7c1"]}', "invalid_field"),
+        (b'{"model": "gpt-mock", "messages": "canary-7c1"}', "invalid_field"),
+        (b'{"model": "gpt-mock", "messages": [], "stream": "canary-7c1"}', "invalid_field"),
+        (b'{"model": "gpt-mock", "messages": [], "max_tokens": "canary-7c1"}', "invalid_field"),
+        (b'{"model": "gpt-mock", "messages": [], "max_tokens": -1}', "invalid_field"),
+        (b'{"model": "gpt-mock", "messages": [], "max_tokens": true}', "invalid_field"),
+        (b'{"model": "gpt-mock", "model": "gpt-canary-7c1", "messages": []}', "invalid_field"),
+        (b'{"model": "gpt-mock", "mod\\u0065l": "gpt-canary-7c1", "messages": []}', "invalid_field"),
+        (b'{"model": "canary-7c1", "messages": []}', "model_not_found"),
+        (b'\xff\xfe{"model": "canary-7c1"}', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+async def test_a_body_that_cannot_be_understood_is_refused_without_being_echoed_logged_or_forwarded(
+    gateway: Gateway, path: str, raw: bytes, code: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = await gateway.issue()
+    raw = raw.replace(b"gpt-mock", b"claude-mock") if path == MESSAGES else raw
+    async with gateway.post(path, secret, raw) as answer:
+        text = await answer.text()
+        assert answer.status == (404 if code == "model_not_found" else 400)
+        assert answer.headers["x-should-retry"] == "false"
+    value = json.loads(text)
+    if path == CHAT:
+        assert value["error"]["code"] == code
+        assert set(value["error"]) == {"message", "type", "param", "code"}
+    else:
+        assert value["error"]["details"]["error_code"] == code
+        assert (value["type"], value["request_id"]) == ("error", answer.headers["request-id"])
+    assert "canary-7c1" not in text + str(answer.headers)
+    out, err = capfd.readouterr()
+    assert "canary-7c1" not in out + err
+    assert secret not in out + err
+    assert gateway.mock.counts.total.requests == 0
+    assert await gateway.events(secret) == []
+
+
+async def test_an_unknown_path_and_a_wrong_method_are_told_apart(gateway: Gateway) -> None:
+    async with gateway.session.post(gateway.url + "/v1/unknown") as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "path_not_found")
+    async with gateway.session.get(gateway.url + CHAT) as answer:
+        assert answer.status == 405
+    async with gateway.session.get(gateway.url + "/healthz") as answer:
+        assert (answer.status, await answer.text()) == (200, "ok\n")
+    async with gateway.session.get(gateway.url + "/readyz") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(("path", "model", "right"), [(CHAT, "claude-mock", MESSAGES), (MESSAGES, "gpt-mock", CHAT)])
+async def test_a_model_of_another_dialect_is_refused_with_the_right_path(
+    gateway: Gateway, path: str, model: str, right: str
+) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(path, secret, message(model)) as answer:
+        assert answer.status == 400
+        assert right in (await answer.json())["error"]["message"]
+
+
+async def test_a_key_may_be_limited_to_some_models(gateway: Gateway) -> None:
+    secret = await gateway.issue(models=("claude-*", "gpt-small"))
+    async with gateway.post(CHAT, secret, chat("gpt-mock")) as answer:
+        assert answer.status == 403
+    async with gateway.post(MESSAGES, secret, message("claude-mock")) as answer:
+        assert answer.status == 200
+    assert gateway.mock.counts.total.requests == 1
+
+
+async def test_refusals_of_a_known_key_are_counted_by_status(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=1/1h")
+    for body in (chat(), chat(), chat(), {"model": 7}):
+        async with gateway.post(CHAT, secret, body) as answer:
+            await answer.read()
+    record = gateway.records[secret]
+    rows = await gateway.redis.hgetall(f"{{p{record.partition:02d}}}:refusals")
+    counted = {name.decode().rpartition(":")[2]: int(number) for name, number in rows.items()}
+    assert counted == {"429": 2, "400": 1}
+
+
+async def test_a_key_that_is_revoked_or_changed_is_so_at_the_next_request(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=100/1h")
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert answer.status == 200
+    changed = dataclasses.replace(gateway.records[secret], version=2, models=("claude-*",))
+    await gateway.publish(secret, changed)
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert answer.status == 403
+    await gateway.publish(secret, dataclasses.replace(changed, version=3, status=KeyStatus.REVOKED))
+    async with gateway.post(MESSAGES, secret, message()) as answer:
+        assert answer.status == 401
+
+
+async def test_metrics_tell_what_happened_and_name_no_key_and_no_model(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=2/1h")
+    for body in (chat("gpt-canary"), chat("gpt-canary:status-500"), chat("gpt-canary")):
+        async with gateway.post(CHAT, secret, body) as answer:
+            await answer.read()
+    text = gateway.metrics.render().decode()
+    assert 'edgeproxy_requests_total{dialect="openai",status="200"} 1.0' in text
+    assert 'edgeproxy_requests_total{dialect="openai",status="429"} 1.0' in text
+    assert 'edgeproxy_refusals_total{reason="budget_exhausted"} 1.0' in text
+    assert 'edgeproxy_tokens_total{kind="input",provider="openai"} 3.0' in text
+    assert 'edgeproxy_tokens_total{kind="output",provider="openai"} 5.0' in text
+    assert 'edgeproxy_upstream_errors_total{error="500",provider="openai"} 1.0' in text
+    assert "edgeproxy_open_streams 0.0" in text
+    assert 'edgeproxy_first_byte_seconds_count{provider="openai"} 2.0' in text
+    assert 'edgeproxy_total_seconds_count{provider="openai"} 2.0' in text
+    assert "edgeproxy_overhead_seconds_count 2.0" in text
+    assert "edgeproxy_redis_round_trip_seconds_count 4.0" in text  # one look-up, three reserves
+    for hidden in ("canary", secret, gateway.records[secret].id):
+        assert hidden not in text

@@ -1,0 +1,60 @@
+"""A reservation has one way out, and a settlement that got lost on the way is sent again."""
+
+import asyncio
+
+import pytest
+import redis.asyncio as redis_asyncio
+
+from tests.support.gateway import Gateway, chat
+
+CHAT = "/v1/chat/completions"
+
+
+async def test_a_redis_that_lost_its_scripts_gets_them_again(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=10/1h")
+    for _ in range(3):
+        await gateway.redis.script_flush()
+        async with gateway.post(CHAT, secret, chat()) as answer:
+            assert answer.status == 200
+            await answer.read()
+    async with asyncio.timeout(10):
+        while len(await gateway.events(secret)) < 3:
+            await asyncio.sleep(0.02)
+    usage = await gateway.usage(secret)
+    assert (usage.totals.requests, usage.open) == (3, 0)
+
+
+async def test_a_settlement_whose_connection_breaks_is_sent_again_and_counts_once(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=10/1h")
+    async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-3.interval-ms-100", stream=True)) as answer:
+        await answer.content.readany()
+        await drop_connections(gateway.redis)
+        assert b"[DONE]" in await answer.read()
+    async with asyncio.timeout(10):
+        while not await gateway.events(secret):
+            await asyncio.sleep(0.02)
+    usage = await gateway.usage(secret)
+    assert (len(await gateway.events(secret)), usage.totals.requests, usage.open) == (1, 1, 0)
+    assert gateway.metrics.registry.get_sample_value("edgeproxy_settlements_lost_total") == 0
+
+
+async def test_a_settlement_of_a_reservation_that_is_gone_is_reported(
+    gateway: Gateway, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-3.interval-ms-50", stream=True)) as answer:
+        await answer.content.readany()
+        await gateway.redis.flushdb()
+        await answer.read()
+    async with asyncio.timeout(10):
+        while not gateway.metrics.registry.get_sample_value("edgeproxy_settlements_lost_total"):
+            await asyncio.sleep(0.02)
+    assert '"settlement_lost"' in capfd.readouterr().err
+
+
+async def drop_connections(redis: redis_asyncio.Redis) -> None:
+    """Have Redis close every connection to this database but the one that asks."""
+    own = await redis.client_info()
+    for row in await redis.client_list():
+        if row["id"] != str(own["id"]) and row["db"] == str(own["db"]):
+            await redis.client_kill_filter(_id=row["id"])
