@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 from aiohttp import web
 from redis.asyncio import Redis
@@ -17,7 +18,7 @@ from edgeproxy.config import Settings, environment
 from edgeproxy.console.routes import make_runner
 from edgeproxy.control.installation import Control, claim
 from edgeproxy.embedded.secrets import read_pepper
-from edgeproxy.errors import OperatorError
+from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.gateway.authentication import Authentication
 from edgeproxy.gateway.handler import Handler
 from edgeproxy.gateway.server import Server
@@ -76,16 +77,31 @@ async def jobs_role(settings: Settings, metrics: Metrics) -> AsyncIterator[None]
     """Do the background work while the block runs; what can be flushed at the end is."""
     async with open_control(settings) as control:
         work = tasks.spawn("jobs", run_jobs(control, settings.jobs, metrics))
+        owner = cast("asyncio.Task[None]", asyncio.current_task())
+
+        def ended(_: object) -> None:  # nothing would be flushed any more: the process has to end, and be started again
+            owner.cancel()
+
+        work.add_done_callback(ended)
         try:
             yield
+        except asyncio.CancelledError:
+            if work.done():
+                raise OperatorError("the background work failed; the log says what it was") from None
+            raise
         finally:
+            work.remove_done_callback(ended)
             work.cancel()
             await asyncio.wait([work])
 
 
 @asynccontextmanager
-async def open_control(settings: Settings) -> AsyncIterator[Control]:
-    """Give the control plane its stores while the block runs. Raises OperatorError or StoreUnavailable."""
+async def open_control(settings: Settings, *, without_redis: bool = False) -> AsyncIterator[Control]:
+    """Give the control plane its stores while the block runs. Raises OperatorError or StoreUnavailable.
+
+    `without_redis` lets a command go on while Redis is away: what it changes is published later. Never for the jobs,
+    which have to know that this Redis belongs to this database.
+    """
     stores = settings.stores
     timeout_s = stores.redis_timeout_ms / 1000
     database = await connect(stores.postgres)
@@ -99,7 +115,11 @@ async def open_control(settings: Settings) -> AsyncIterator[Control]:
                 stores.partitions,
                 settings.key_prefix,
             )
-            await claim(control)
+            try:
+                await claim(control)
+            except StoreUnavailable as away:
+                if not without_redis or away.store != "redis":
+                    raise
             yield control
     finally:
         await database.close()

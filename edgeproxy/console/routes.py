@@ -1,0 +1,94 @@
+"""The `web` listener: what is served where, who is asking, and what every answer carries.
+
+No answer says why a key is turned away: missing, malformed, unknown, revoked and expired are one answer. Nothing of a
+request is logged, and no exception text leaves.
+"""
+
+import logging
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from edgeproxy import logs
+from edgeproxy.control.installation import Control
+from edgeproxy.control.usage import usage_report
+from edgeproxy.errors import INTERNAL, INVALID_KEY, OperatorError, StoreUnavailable
+
+RETRY_AFTER_S = 5  # a store that is restarted is back by then
+
+_CONTROL: web.AppKey[Control] = web.AppKey("control", Control)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def make_app(control: Control) -> web.Application:
+    """Return the application over an installation that belongs to the caller."""
+    app = web.Application(middlewares=[_answered], client_max_size=1)  # no path takes a body
+    app[_CONTROL] = control
+    app.router.add_get("/api/v1/usage", _usage)
+    app.router.add_get("/healthz", _alive)
+    return app
+
+
+def make_runner(control: Control) -> web.AppRunner:
+    """Return what serves the application. aiohttp's own logs stay off: they print parts of requests."""
+    silent = logging.getLogger("edgeproxy.console")
+    silent.disabled = True
+    return web.AppRunner(make_app(control), access_log=None, logger=silent, handle_signals=False)
+
+
+async def _alive(_request: web.Request) -> web.Response:
+    """Say that the process answers, whatever the stores do."""
+    return _json(200, {"status": "ok"})
+
+
+async def _usage(request: web.Request) -> web.Response:
+    """Tell the holder of a key what it used and what is left."""
+    secret = _secret_of(request)
+    report = await usage_report(request.app[_CONTROL], secret) if secret else None
+    if report is None:
+        return _error(401, INVALID_KEY.code, INVALID_KEY.message, {"WWW-Authenticate": "Bearer"})
+    return _json(200, report)
+
+
+def _secret_of(request: web.Request) -> str:
+    """Return the secret that the request shows, "" for none. A bearer counts before `x-api-key`."""
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return secret.strip()
+    return request.headers.get("x-api-key", "").strip()
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every way out into an answer of ours, and give each the same headers."""
+    try:
+        response = await handler(request)
+    except web.HTTPNotFound:
+        response = _error(404, "path_not_found", "There is nothing at this path.")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = {"Allow": ", ".join(sorted(error.allowed_methods))}
+        response = _error(405, "method_not_allowed", "This path takes GET requests only.", allowed)
+    except web.HTTPException as error:
+        response = _error(error.status, "bad_request", "The request cannot be served.")
+    except (StoreUnavailable, OperatorError):
+        retry = {"Retry-After": str(RETRY_AFTER_S)}
+        response = _error(503, "unavailable", "Usage cannot be read at the moment. Try again shortly.", retry)
+    except Exception as error:  # noqa: BLE001 - the last way out: logged by type, answered without a word of it
+        logs.event("console_failed", error=type(error).__name__)
+        response = _error(500, INTERNAL.code, "The request failed here. Try again shortly.")
+    response.headers.update(_HEADERS)
+    return response
+
+
+def _json(status: int, body: object, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return _json(status, {"error": {"code": code, "message": message}}, headers)

@@ -1,0 +1,1 @@
+"""The schema, as numbered steps of plain SQL that are never changed once released."""
