@@ -7,6 +7,7 @@ Errors of the wire end here: above, there are replies and `StoreUnavailable`.
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import Histogram
@@ -83,8 +84,8 @@ class HotState:
 
     def count_refusal(self, partition: int, key_id: KeyId, status: int) -> None:
         """Count a refusal of a known key; lost when Redis is away, because then all are refused."""
-        if self._connection.is_connected:
-            arguments = scripts.refusal_args(partition, key_id, status)
+        arguments = scripts.refusal_args(partition, key_id, status)
+        with suppress(StoreUnavailable):
             self._connection.send(*self._scripts["refusal"].command(arguments))
 
     async def _run(self, name: str, arguments: scripts.Arguments) -> Any:

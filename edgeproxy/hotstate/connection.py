@@ -104,12 +104,13 @@ class RedisConnection:
                 protocol = await self._open()
                 for reply in [protocol.send(command) for command in self._greeting()]:
                     await reply
+            self._protocol = protocol
         except (OSError, TimeoutError, StoreUnavailable, CommandFailed) as error:
-            if protocol is not None:
-                protocol.give_up()
             logs.event("store_unreachable", store="redis", error=type(error).__name__)
             return None
-        self._protocol = protocol
+        finally:  # cancellation too
+            if protocol is not None and protocol is not self._protocol:
+                protocol.give_up()
         return protocol
 
     async def _open(self) -> "_Protocol":

@@ -115,7 +115,7 @@ def scope_of(record: KeyRecord) -> Scope:
     )
 
 
-def reserve_args(  # noqa: PLR0913 - as many as the script has
+def reserve_args(
     partition: int,
     request_id: str,
     scopes: Sequence[Scope],
@@ -147,7 +147,7 @@ def decode_reserve(reply: Sequence[int]) -> ReserveReply:
     return ReserveReply(ReserveStatus(status), now_ms, limit_index, retry_ms, windows)
 
 
-def settle_args(  # noqa: PLR0913, PLR0917 - as many as the script has
+def settle_args(
     partition: int,
     request_id: str,
     scopes: Sequence[Scope],

@@ -198,11 +198,16 @@ class TestRefusals:
 
 class TestRecord:
     def test_the_newest_version_stays_whatever_the_order(self, in_redis, client):
-        for version, expected in ((2, PublishStatus.PUBLISHED), (1, PublishStatus.KEPT), (10, PublishStatus.PUBLISHED)):
-            raw = b'{"version":%d}' % version
-            reply = in_redis.run("record", (1, "key:d", version, raw))
-            assert scripts.decode_publish(reply) is expected
-        assert client.get("key:d") == b'{"version":10}'
+        for version, text, expected in (
+            (2, "first", PublishStatus.PUBLISHED),
+            (2, "again", PublishStatus.KEPT),
+            (1, "older", PublishStatus.KEPT),
+            (10, "newer", PublishStatus.PUBLISHED),
+            (9, "older", PublishStatus.KEPT),
+        ):
+            raw = f'{{"version":{version},"text":"{text}"}}'.encode()
+            assert scripts.decode_publish(in_redis.run("record", (1, "key:d", version, raw))) is expected
+        assert client.get("key:d") == b'{"version":10,"text":"newer"}'
 
 
 def test_a_script_that_redis_does_not_have_is_told_apart(client):

@@ -87,6 +87,12 @@ class TestReserve:
         reply = partition.reserve("b", [KEY], tokens(16), NOW)  # 12 of output: never
         assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
 
+    def test_the_first_of_two_that_take_equally_long_is_named(self, partition, publish):
+        publish(KEY, "requests=9/1m", "tokens=10/1m", "output_tokens=8/1m")
+        partition.reserve("a", [KEY], tokens(10), NOW)
+        reply = partition.reserve("b", [KEY], tokens(10), NOW)
+        assert (reply.limit_index, reply.retry_ms) == (1, 61_000)
+
     def test_the_first_of_two_that_never_fit_is_named(self, partition, publish):
         publish(KEY, "requests=5/1m", "input_tokens=1/1h", "output_tokens=1/1m")
         reply = partition.reserve("a", [KEY], tokens(100), NOW)

@@ -105,7 +105,7 @@ async def test_a_frozen_redis_is_away_within_the_deadline() -> None:
         await reader.read()
 
     async with scripted_provider(answering_first(frozen)) as url:
-        connection = RedisConnection(url.replace("http", "redis"), timeout_ms=200, waiting_max=100, preamble=[("PING",)])
+        connection = greeted(url, 200)
         await connection.start()
         assert connection.is_connected
         started = time.monotonic()
@@ -123,7 +123,7 @@ async def test_an_early_reply_does_not_end_the_watch_over_a_later_command() -> N
         await reader.read()
 
     async with scripted_provider(answering_first(answers_once)) as url:
-        connection = RedisConnection(url.replace("http", "redis"), timeout_ms=200, waiting_max=100, preamble=[("PING",)])
+        connection = greeted(url, 200)
         await connection.start()
         assert await connection.send("PING") == b"PONG"
         with pytest.raises(StoreUnavailable):
@@ -140,7 +140,7 @@ async def test_what_is_not_redis_is_given_up(nonsense: bytes) -> None:
         await reader.read()
 
     async with scripted_provider(script) as url:
-        connection = RedisConnection(url.replace("http", "redis"), timeout_ms=300, waiting_max=100, preamble=[("PING",)])
+        connection = greeted(url, 300)
         await connection.start()
         async with asyncio.timeout(5):
             while connection.is_connected:
@@ -173,6 +173,11 @@ async def test_a_wrong_password_is_not_connected(redis_url: str, capfd: pytest.C
     assert not connection.is_connected
     await connection.close()
     assert "canary-31" not in capfd.readouterr().err
+
+
+def greeted(url: str, timeout_ms: int) -> RedisConnection:
+    """Make a connection that says PING first."""
+    return RedisConnection(url.replace("http", "redis"), timeout_ms, waiting_max=100, preamble=[("PING",)])
 
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
