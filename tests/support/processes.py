@@ -213,4 +213,5 @@ def question(model: str = "gpt-mock", *, stream: bool = True) -> dict[str, objec
 
 def _read(stream: Any, lines: list[str]) -> None:
     with stream:
-        lines.extend(iter(stream.readline, ""))
+        for line in stream:
+            lines.append(line)  # noqa: PERF402 - seen by others line by line

@@ -1,0 +1,44 @@
+# Everything runs from .venv beside this file. What is installed stays as it is until pyproject.toml or constraints.txt
+# changes, so that after the first run no network is needed.
+
+PYTHON ?= python3
+PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NO_PACKAGES = { echo "edgeproxy: the packages could not be installed; is the network reachable?" >&2; exit 1; }
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed-demo  ## try it out: everything started, a key, and lines to paste
+	@exec .venv/bin/python -m edgeproxy demo
+
+test: lint  ## all checks and all tests
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## removes what was made here, but no data directory: that holds keys and counts
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find edgeproxy tests loadtests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed-demo: .venv/made pyproject.toml constraints.txt
+	@echo "installing packages into .venv; once, and it may take a minute"
+	@$(PIP_INSTALL) -e '.[embedded]' || $(NO_PACKAGES)
+	@touch $@
+
+.venv/installed-test: .venv/made pyproject.toml constraints.txt
+	@echo "installing packages into .venv; once, and it may take a minute"
+	@$(PIP_INSTALL) -e '.[embedded,test]' || $(NO_PACKAGES)
+	@touch $@ .venv/installed-demo
+
+.venv/made:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "edgeproxy: $(PYTHON) is missing; install Python 3.11 or later, or say where it is: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edgeproxy: $(PYTHON) is older than 3.11; say where a later one is: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "edgeproxy: Python's venv module is missing; install it (on Debian: python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
