@@ -4,11 +4,12 @@ The estimate and the decision are plain functions; between them lies one awaited
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from edgeproxy.config import Model
 from edgeproxy.domain.identifiers import RANDOM_BITS, uuid7
-from edgeproxy.domain.limits import NEVER_FITS, Amounts, format_limit
+from edgeproxy.domain.limits import NEVER_FITS, Amounts, Dimension, Limit, format_limit
 from edgeproxy.domain.reservations import ReserveReply, ReserveStatus
 from edgeproxy.errors import (
     BUDGET_EXHAUSTED,
@@ -30,7 +31,7 @@ from edgeproxy.providers.base import LimitLevel, RequestFacts
 LONGEST_WAIT_MS = 120_000
 
 _CONCURRENCY_RETRY_MS = 1000  # nobody knows when a request ends; a second is short for a person and long for a machine
-_VERSION_CHANGES = 3  # a key that changes more often than this during one request is not usable just now
+_TRIES = 4  # a key that changes more often than this during one request is not usable just now
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,16 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks to be admitted for: a model and an estimate; its reservation's lease ends by itself."""
+    """What a request asks to be admitted for: a model and an estimate; its reservation's lease ends by itself.
+
+    `guesses_output` says that the request declares no maximum, so that its output tokens are a guess of ours.
+    """
 
     request_id: str
     model: str
     amounts: Amounts
     lease_ms: int
+    guesses_output: bool
 
 
 class LimitReached(GatewayError):
@@ -92,14 +97,35 @@ async def admit(wish: Wish, key: KnownKey, hot: HotState, authentication: Authen
 
     Raises GatewayError (401, 403, 429), or StoreUnavailable when nothing can be decided.
     """
-    for _ in range(_VERSION_CHANGES):
+    for _ in range(_TRIES):
         if not key.record.allows(wish.model):
             raise GatewayError(MODEL_NOT_ALLOWED)
         reply = await hot.reserve(key.record.partition, wish.request_id, key.scope, wish.amounts, wish.lease_ms)
-        if reply.status not in (ReserveStatus.STALE, ReserveStatus.UNPUBLISHED):
+        if reply.status in (ReserveStatus.STALE, ReserveStatus.UNPUBLISHED):
+            key = await authentication.look_again(key)
+        elif (smaller := with_smaller_guess(wish, reply, key.record.limits)) is not None:
+            wish = smaller
+        else:
             return decide(reply, wish.request_id, key, authentication)
-        key = await authentication.look_again(key)
     raise StoreUnavailable("redis")
+
+
+def with_smaller_guess(wish: Wish, reply: ReserveReply, limits: Sequence[Limit]) -> Wish | None:
+    """Return the wish with as many output tokens as are left, None where that would not help.
+
+    A request is not refused for a guess of ours. What a client declares is no guess: that has to fit.
+    """
+    if reply.status is not ReserveStatus.REFUSED or not wish.guesses_output:
+        return None
+    left = [wish.amounts.output_tokens]
+    for limit, level in zip(limits, reply.windows, strict=True):
+        if limit.dimension is Dimension.TOKENS:
+            left.append(level.remaining - wish.amounts.input_tokens)
+        elif limit.dimension is Dimension.OUTPUT_TOKENS:
+            left.append(level.remaining)
+    if not 0 < min(left) < wish.amounts.output_tokens:
+        return None
+    return replace(wish, amounts=replace(wish.amounts, output_tokens=min(left)))
 
 
 def decide(reply: ReserveReply, request_id: str, key: KnownKey, authentication: Authentication) -> Admission:

@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from edgeproxy import logs
 from edgeproxy.config import Provider
 from edgeproxy.errors import (
+    INTERNAL,
     UPSTREAM_BUSY,
     UPSTREAM_FAILED,
     UPSTREAM_TIMEOUT,
@@ -30,7 +32,13 @@ _NO_BODY_STATUSES = (204, 304)
 
 
 class AnswerSink(Protocol):
-    """Who listens to one answer. Calls come in this order; after `answer_ended` or `answer_failed` none comes."""
+    """Who listens to one answer. Calls come in this order; after `answer_ended` or `answer_failed` none comes.
+
+    Only `request_left` comes at any time, or never: an answer may begin, and end, while the request is being sent.
+    """
+
+    def request_left(self) -> None:
+        """The whole request has been sent, and is no longer held here."""
 
     def answer_began(self, status: int, headers: Headers) -> None:
         """The head is here; header names are in lower case."""
@@ -59,7 +67,7 @@ class Pool:
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._idle: deque[Connection] = deque()
-        self._open = 0
+        self._open: set[Connection] = set()  # those that are being opened, too
 
     async def acquire(self) -> "Connection":
         """Return a connection that is the caller's until its answer has ended.
@@ -70,27 +78,26 @@ class Pool:
             connection = self._idle.pop()
             if connection.leave_pool():
                 return connection
-        if self._open >= self.provider.max_connections:
+        if len(self._open) >= self.provider.max_connections:
             raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
-        self._open += 1
+        connection = Connection(self, asyncio.get_running_loop())
+        self._open.add(connection)
         try:
-            return await self._connect()
+            await self._connect(connection)
         except BaseException:  # cancellation too: the place is given back
-            self._open -= 1
+            self._open.discard(connection)
             raise
+        return connection
 
-    async def _connect(self) -> "Connection":
+    async def _connect(self, connection: "Connection") -> None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.provider.connect_timeout_ms / 1000):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, loop), self._host, self._port, ssl=self._tls
-                )
+                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
         except TimeoutError:
             raise GatewayError(UPSTREAM_TIMEOUT) from None
         except OSError:  # refused, no such host, no valid certificate
             raise GatewayError(UPSTREAM_UNREACHABLE) from None
-        return connection
 
     def keep(self, connection: "Connection") -> None:
         """Take back a connection that can carry another request."""
@@ -98,7 +105,7 @@ class Pool:
 
     def closed(self, connection: "Connection") -> None:
         """Take note of a connection that is no more."""
-        self._open -= 1
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
@@ -118,11 +125,11 @@ class Connection(asyncio.Protocol):
         self._sink: AnswerSink | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._has_left = False
         self._read_paused = False
         self._reset()
 
     def _reset(self) -> None:
+        self._has_left = False
         self._status = 0  # 0 until the head of the final answer is here
         self._headers: Headers = []
         self._head_bytes = 0
@@ -142,13 +149,12 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             raise GatewayError(UPSTREAM_FAILED)
-        self._reset()
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
         self._sent_at = self._read_at = self._loop.time()
-        self._has_left = False
         transport.write(outgoing)
-        self._has_left = transport.get_write_buffer_size() == 0
+        if transport.get_write_buffer_size() == 0:
+            self.resume_writing()
         self._arm()
 
     def pause(self) -> None:
@@ -175,26 +181,27 @@ class Connection(asyncio.Protocol):
     # --- idle life
 
     def leave_pool(self) -> bool:
-        """Stop being idle. Whether the connection can be used."""
+        """Stop being idle, and forget the exchange before. Whether the connection can be used."""
+        self._reset()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         return self._transport is not None and not self._transport.is_closing()
 
     def _finish(self) -> None:
-        """The exchange is over: go idle, or close when nothing more can be sent here."""
-        sink, self._sink = self._sink, None
+        """The exchange is over: say so, then go idle, or close when nothing more can be sent here."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._sink is not None:
+            self._sink.answer_ended()  # writes the last bytes, and pauses us when its client is slow
+        self._sink = None
         self.resume()
         if self._is_reusable and self.written and self._transport is not None:
             self._timer = self._loop.call_later(self._pool.provider.idle_ms / 1000, self.abort)
             self._pool.keep(self)
         elif self._transport is not None:
             self._transport.abort()
-        if sink is not None:
-            sink.answer_ended()
 
     def _fail(self, error: GatewayError) -> None:
         sink = self._sink
@@ -232,6 +239,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """All of the request has been sent."""
         self._has_left = True
+        if self._sink is not None:
+            self._sink.request_left()
 
     def data_received(self, data: bytes) -> None:
         """Parse, which calls back; then let the sink write what it got."""
@@ -243,9 +252,15 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(GatewayError(UPSTREAM_FAILED))
+        except httptools.HttpParserCallbackError as error:  # not the provider's mistake, but ours
+            logs.event("callback_failed", error=type(error.__context__).__name__)
+            self._fail(GatewayError(INTERNAL))
             return
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self._is_complete:
+                self._fail(GatewayError(UPSTREAM_FAILED))
+                return
+            self._is_reusable = False  # a whole answer, and something after it
         self._after_read()
 
     def _after_read(self) -> None:

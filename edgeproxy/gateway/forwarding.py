@@ -13,7 +13,7 @@ from aiohttp import web
 
 from edgeproxy.errors import UPSTREAM_CREDENTIALS, GatewayError
 from edgeproxy.gateway.connections import Connection
-from edgeproxy.gateway.receiving import ClientGoneError
+from edgeproxy.gateway.receiving import Body, ClientGoneError
 from edgeproxy.gateway.server import ClientConnection, encode_head
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation
 from edgeproxy.providers.base import Headers
@@ -56,8 +56,10 @@ class Relay:
         connection: Connection,
         reservation: Reservation,
         headers: Headers,
+        held: Body,
     ) -> None:
         self._request = request
+        self._held = held
         self._connection = connection
         self._reservation = reservation
         self._meter = reservation.ticket.meter
@@ -74,6 +76,10 @@ class Relay:
         self.first_byte_at = 0.0
 
     # --- the provider's side
+
+    def request_left(self) -> None:
+        """The body is no longer in memory."""
+        self._held.release()
 
     def answer_began(self, status: int, headers: Headers) -> None:
         """Write the head, with what of the provider's headers a client may see."""
@@ -111,10 +117,10 @@ class Relay:
         if not self.status and not self._client_left:
             self._end(error)
             return
-        self._reservation.resolve(self.status or CLIENT_GONE)
         if not self._client_left:
             self._abort_client()
         self._end(None)
+        self._reservation.resolve(self.status or CLIENT_GONE)
 
     # --- the client's side
 
@@ -140,8 +146,8 @@ class Relay:
     def stop(self) -> None:
         """End the answer here, and settle what has passed."""
         self._connection.abort()
-        self._reservation.resolve(self.status or CLIENT_GONE)
         self._end(None)
+        self._reservation.resolve(self.status or CLIENT_GONE)
 
     # --- inside
 

@@ -106,7 +106,7 @@ class Handler:
         held.content = route.dialect.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
         amounts = estimate(facts, target.model, bounds.reserve_output_tokens)
         lease_ms = target.provider.total_timeout_ms + target.provider.drain_ms + _LEASE_MARGIN_MS
-        wish = Wish(arrival.request_id, facts.model, amounts, lease_ms)
+        wish = Wish(arrival.request_id, facts.model, amounts, lease_ms, guesses_output=facts.output_max is None)
         admission = await admit(wish, key, self._hot, self._authentication)
         meter = Meter(route.dialect, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
         return Ticket(admission, target, facts, meter)
@@ -119,7 +119,7 @@ class Handler:
         name = target.provider.name
         try:
             connection = await target.pool.acquire()
-            relay = Relay(arrival.request, connection, reservation, headers)
+            relay = Relay(arrival.request, connection, reservation, headers, held)
             reservation.sent_on(connection)
             self._metrics.overhead_seconds.observe(time.monotonic() - arrival.at)
             with self._metrics.open_streams.track_inprogress():

@@ -39,7 +39,7 @@ class Bodies:
         try:
             yield body
         finally:
-            body.take()
+            body.release()
 
     async def read(self, request: web.BaseRequest, body: "Body") -> None:
         """Read the whole body into `body`.
@@ -91,8 +91,12 @@ class Body:
         self.size = 0
 
     def take(self) -> bytes:
-        """Return the content and hold it no longer."""
+        """Return the content, which is in memory until `release`, although not here."""
         content, self.content = self.content, b""
+        return content
+
+    def release(self) -> None:
+        """Hold nothing any more, and give back what it took."""
+        self.content = b""
         self._bodies.change(-self.size)
         self.size = 0
-        return content

@@ -6,6 +6,8 @@ an answer costs one write. aiohttp's own error pages and logs, which quote what 
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from edgeproxy.providers.base import Headers
 _SILENT = logging.Logger("edgeproxy.silent")  # noqa: LOG001 - outside the hierarchy on purpose: it has no handler
 _SILENT.disabled = True
 
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time: closing sends RST instead of FIN
 _LINGER_S = 5.0  # how long the rest of a refused upload is read, so that its sender sees the answer
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -78,10 +81,27 @@ class ClientConnection(RequestHandler):
         if self.relaying is not None:
             self.relaying.client_lost()
 
+    def force_close(self) -> None:
+        """Close at once; an answer that this cuts off must not look whole."""
+        if self.relaying is not None:
+            self.abort()
+        super().force_close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's
+        """Wait `timeout` seconds for an open answer. aiohttp waits as long a second time, so each time gets half."""
+        await super().shutdown(None if timeout is None else timeout / 2)
+
     def abort(self) -> None:
-        """Reset the connection, so that the client sees that the answer is not complete."""
-        if self.transport is not None:
-            self.transport.abort()
+        """Reset the connection, so that the client sees that the answer is not complete.
+
+        An ordinary close would look like the end of an answer that ends with its connection.
+        """
+        if self.transport is None:
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log that something failed, and of what type."""
@@ -122,6 +142,11 @@ class Server(web.Server):
     def __call__(self) -> ClientConnection:
         """Make the protocol of a new connection."""
         return ClientConnection(self, loop=asyncio.get_running_loop(), metrics=self._metrics, **self._kwargs)
+
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
+        """Close idle connections now, the others when their answers are over, after `timeout` seconds at the latest."""
+        self.pre_shutdown()
+        await super().shutdown(timeout)
 
 
 class Written(web.StreamResponse):

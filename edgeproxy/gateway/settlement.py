@@ -9,7 +9,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from edgeproxy import logs, tasks
 from edgeproxy.domain.reservations import SettleStatus
@@ -47,7 +47,8 @@ class Settlements:
     def __init__(self, hot: HotState, metrics: Metrics) -> None:
         self._hot = hot
         self._metrics = metrics
-        self._repeating: set[asyncio.Task[None]] = set()
+        self._unconfirmed: set[asyncio.Future[Any]] = set()  # replies of Redis, and tasks that try again
+        self.open: set[asyncio.Task[Any]] = set()  # requests that hold a reservation
 
     def send(self, admission: Admission, charge: Charge, event: UsageEvent) -> None:
         """Write the settlement of an admitted request to Redis now, or start trying."""
@@ -66,6 +67,7 @@ class Settlements:
             self._repeat(arguments)
         else:
             reply.add_done_callback(lambda reply: self._confirmed(reply, arguments))
+            self._watch(reply)
 
     def count(self, provider: str, usage: Usage) -> None:
         """Count the tokens of one answer in the metrics."""
@@ -81,9 +83,14 @@ class Settlements:
             self._metrics.estimated.labels(provider).inc()
 
     async def finish(self) -> None:
-        """Wait for what is being repeated; bounded by the number of tries."""
-        if self._repeating:
-            await asyncio.wait(self._repeating)
+        """End what still holds a reservation, such as an answer whose client left, and wait until all is confirmed.
+
+        Bounded by the number of tries.
+        """
+        for task in self.open:
+            task.cancel()
+        while waiting := self.open | self._unconfirmed:
+            await asyncio.wait(waiting)
 
     def _confirmed(self, reply: "asyncio.Future[Any]", arguments: scripts.Arguments) -> None:
         if reply.cancelled() or isinstance(reply.exception(), StoreUnavailable | CommandFailed):
@@ -92,9 +99,11 @@ class Settlements:
             self._lost("unknown_reservation")
 
     def _repeat(self, arguments: scripts.Arguments) -> None:
-        task = tasks.spawn("settlement", self._try_again(arguments))
-        self._repeating.add(task)
-        task.add_done_callback(self._repeating.discard)
+        self._watch(tasks.spawn("settlement", self._try_again(arguments)))
+
+    def _watch(self, outcome: "asyncio.Future[Any]") -> None:
+        self._unconfirmed.add(outcome)
+        outcome.add_done_callback(self._unconfirmed.discard)
 
     async def _try_again(self, arguments: scripts.Arguments) -> None:
         wait_s = _FIRST_WAIT_S
@@ -126,6 +135,7 @@ class Reservation:
         self.charge: Charge | None = None  # set once resolved
         self._settlements = settlements
         self._connection: Connection | None = None
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._sent_at = time.monotonic()
 
     def sent_on(self, connection: Connection) -> None:
@@ -156,11 +166,13 @@ class Reservation:
         self._settlements.count(ticket.target.provider.name, charge.usage)
 
     def __enter__(self) -> Self:
+        self._settlements.open.add(self._task)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._settlements.open.discard(self._task)
         if isinstance(error, GatewayError):
             self.resolve(error.kind.status)
         else:

@@ -34,9 +34,11 @@ async def start_gateway(
     """Start gateways with settings of the test's own; all end with the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(*, bounds: dict[str, Any] | None = None, base_url: str = "", **provider: Any) -> Gateway:
+        async def start(
+            *, bounds: dict[str, Any] | None = None, base_url: str = "", redis: str = redis_url, **provider: Any
+        ) -> Gateway:
             return await stack.enter_async_context(
-                run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds or {}, base_url, provider)
+                run_gateway(redis, operator_secret, pepper_file, tmp_path, bounds or {}, base_url, provider)
             )
 
         yield start
@@ -45,8 +47,6 @@ async def start_gateway(
 @pytest.fixture
 async def gateway(start_gateway: StartGateway) -> Gateway:
     return await start_gateway()
-
-
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

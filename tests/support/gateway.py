@@ -120,7 +120,7 @@ async def run_gateway(
             path, {"EDGEPROXY_STORES_REDIS": redis_url, "EDGEPROXY_SECRETS_PEPPER_FILE": str(pepper_file)}
         )
         sock = socket.create_server(("127.0.0.1", 0))
-        url = "http://127.0.0.1:%d" % sock.getsockname()[1]
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         metrics = Metrics()
         async with (
             gateway_role(settings, sock, metrics),

@@ -11,7 +11,7 @@ import pytest
 from edgeproxy import config
 from edgeproxy.app import console_role, gateway_role, jobs_role, open_control, peppers
 from edgeproxy.control.keys import create_key
-from edgeproxy.errors import OperatorError
+from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.metrics import Metrics
 from edgeproxy.mock_provider.server import running
 
@@ -45,7 +45,7 @@ def settings_for(redis_url: str, postgres_url: str, folder: Path, mock_url: str,
 
 def listener() -> tuple[socket.socket, str]:
     sock = socket.create_server(("127.0.0.1", 0))
-    return sock, "http://127.0.0.1:%d" % sock.getsockname()[1]
+    return sock, f"http://127.0.0.1:{sock.getsockname()[1]}"
 
 
 async def test_the_roles_together_do_the_main_job(redis_url: str, migrated_url: str, tmp_path: Path) -> None:
@@ -79,9 +79,7 @@ async def test_the_roles_together_do_the_main_job(redis_url: str, migrated_url: 
         await asyncio.open_connection("127.0.0.1", int(api_url.rpartition(":")[2]))
 
 
-async def test_a_gateway_that_stops_lets_open_answers_finish(
-    redis_url: str, migrated_url: str, tmp_path: Path
-) -> None:
+async def test_a_gateway_that_stops_lets_open_answers_finish(redis_url: str, migrated_url: str, tmp_path: Path) -> None:
     async with running() as mock:
         settings = settings_for(redis_url, migrated_url, tmp_path, mock.url)
         api, api_url = listener()
@@ -140,4 +138,28 @@ async def test_the_secret_of_a_provider_has_to_be_there(redis_url: str, migrated
     api, _ = listener()
     with api, pytest.raises(OperatorError, match="'mock'"):
         async with gateway_role(settings, api, Metrics()):
+            pass
+
+
+async def test_a_process_does_not_live_on_without_its_jobs(
+    redis_url: str, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("canary-77")
+
+    monkeypatch.setattr("edgeproxy.app.run_jobs", broken)
+    settings = settings_for(redis_url, migrated_url, tmp_path, "http://127.0.0.1:1")
+    with pytest.raises(OperatorError, match="background work"):
+        async with jobs_role(settings, Metrics()), asyncio.timeout(10):
+            await asyncio.Event().wait()
+
+
+async def test_a_command_may_change_keys_while_redis_is_away_but_the_jobs_may_not(
+    migrated_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for("unix:///nonexistent/redis.sock", migrated_url, tmp_path, "http://127.0.0.1:1")
+    async with open_control(settings, without_redis=True) as control:
+        assert not (await create_key(control, name="later")).published
+    with pytest.raises(StoreUnavailable):
+        async with open_control(settings):
             pass

@@ -7,7 +7,8 @@ import pytest
 
 from edgeproxy.config import Model
 from edgeproxy.domain.limits import Amounts, parse_limit
-from edgeproxy.gateway.admission import LONGEST_WAIT_MS, RequestIds, estimate
+from edgeproxy.domain.reservations import ReserveReply, ReserveStatus, WindowLevel
+from edgeproxy.gateway.admission import LONGEST_WAIT_MS, RequestIds, Wish, estimate, with_smaller_guess
 from edgeproxy.providers.base import RequestFacts
 from tests.support.gateway import Gateway, chat, message
 
@@ -118,3 +119,54 @@ async def test_another_amount_of_a_limit_holds_from_the_next_request_on(gateway:
         assert answer.headers["x-ratelimit-limit-requests"] == "2"
     async with gateway.post(CHAT, secret, chat()) as answer:
         assert answer.status == 429
+
+
+async def test_a_small_limit_is_used_up_by_requests_that_declare_no_maximum(gateway: Gateway) -> None:
+    secret = await gateway.issue("tokens=100/1h", "output_tokens=60/1h")
+    statuses = []
+    for _ in range(15):
+        async with gateway.post(CHAT, secret, chat()) as answer:  # 3 in, 5 out
+            statuses.append(answer.status)
+            await answer.read()
+    assert statuses[0] == 200
+    assert set(statuses) == {200, 429}
+    tokens, output = (await gateway.usage(secret)).windows
+    assert statuses.count(200) * 8 == tokens.used
+    assert tokens.used <= 100
+    assert output.used <= 60
+    assert tokens.remaining < 30  # what is left is less than the next request's input estimate
+
+
+async def test_requests_at_once_do_not_share_what_is_left_of_a_small_limit(gateway: Gateway) -> None:
+    secret = await gateway.issue("output_tokens=10/1h")
+    slow = chat("gpt-mock:first-byte-ms-300")
+
+    async def one() -> int:
+        async with gateway.post(CHAT, secret, slow) as answer:
+            await answer.read()
+            return int(answer.status)
+
+    statuses = await asyncio.gather(*(one() for _ in range(20)))
+    assert statuses.count(200) == 1  # the first took all that was left, and gave five back
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert answer.status == 200
+
+
+def test_a_guess_is_made_smaller_only_where_that_helps() -> None:
+    limits = (parse_limit("requests=1/1m"), parse_limit("tokens=100/1m"), parse_limit("output_tokens=70/1m"))
+    guess = Wish("r", "m", Amounts(1, 40, 4096), 1000, guesses_output=True)
+
+    def shrunk(wish: Wish, *remaining: int) -> Wish | None:
+        windows = tuple(WindowLevel(each, 0) for each in remaining)
+        return with_smaller_guess(wish, ReserveReply(ReserveStatus.REFUSED, 0, 1, 5, windows), limits)
+
+    def output_of(wish: Wish | None) -> int | None:
+        return None if wish is None else wish.amounts.output_tokens
+
+    assert output_of(shrunk(guess, 1, 100, 70)) == 60
+    assert output_of(shrunk(guess, 1, 100, 7)) == 7
+    assert output_of(shrunk(guess, 1, 40, 70)) is None  # not even the input fits beside one token
+    assert output_of(shrunk(guess, 0, 9999, 9999)) is None  # another limit refuses
+    assert output_of(shrunk(dataclasses.replace(guess, guesses_output=False), 1, 100, 70)) is None
+    admitted = ReserveReply(ReserveStatus.ADMITTED, 0, 0, 0, (WindowLevel(1, 0),) * 3)
+    assert with_smaller_guess(guess, admitted, limits) is None

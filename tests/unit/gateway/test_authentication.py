@@ -3,8 +3,6 @@
 import dataclasses
 import time
 
-import pytest
-
 from edgeproxy.domain.keys import KeyStatus, digest, issue_secret
 from edgeproxy.gateway.authentication import Authentication
 from edgeproxy.hotstate import keyspace

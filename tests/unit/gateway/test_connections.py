@@ -31,7 +31,11 @@ class Sink:
         self.headers: Headers = []
         self.pieces: list[bytes] = []
         self.pauses = 0
+        self.has_left = False
         self.over: asyncio.Future[ErrorKind | None] = asyncio.get_running_loop().create_future()
+
+    def request_left(self) -> None:
+        self.has_left = True
 
     def answer_began(self, status: int, headers: Headers) -> None:
         assert not self.status
@@ -174,6 +178,32 @@ async def test_what_follows_an_answer_unasked_is_not_taken_for_the_next() -> Non
         pool.close()
 
 
+async def test_what_follows_a_whole_answer_does_not_spoil_it() -> None:
+    answer = OK.replace(b"OK\r", b"OK\r\nconnection: close\r", 1) + b"junk"
+    async with scripted_provider(saying(answer)) as url:
+        pool = pool_for(url)
+        sink, _, error = await exchange(pool)
+        assert (sink.body, error) == (b"ok", None)
+        assert not pool._idle
+
+
+async def test_a_connection_that_was_paused_at_the_very_end_reads_the_next_answer() -> None:
+    class SlowAtTheEnd(Sink):
+        def answer_ended(self) -> None:
+            connection.pause()
+            super().answer_ended()
+
+    async with scripted_provider(saying(OK)) as url:
+        pool = pool_for(url, first_byte_timeout_ms=1000)
+        connection = await pool.acquire()
+        slow = SlowAtTheEnd()
+        connection.send(REQUEST, slow)
+        await slow.over
+        sink, again, error = await exchange(pool)
+        assert (again is connection, sink.body, error) == (True, b"ok", None)
+        pool.close()
+
+
 async def test_a_connection_that_speaks_while_idle_is_dropped() -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -191,7 +221,10 @@ async def test_a_connection_that_speaks_while_idle_is_dropped() -> None:
         pool.close()
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", OK.replace(b"OK\r", b"OK\r\nconnection: close\r", 1)])
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", OK.replace(b"OK\r", b"OK\r\nconnection: close\r", 1)],
+)
 async def test_a_connection_that_the_provider_will_close_is_not_kept(answer: bytes) -> None:
     async with scripted_provider(saying(answer)) as url:
         pool = pool_for(url)
@@ -215,7 +248,7 @@ async def test_an_idle_connection_is_given_up_in_time() -> None:
         _, first, _ = await exchange(pool)
         await asyncio.sleep(0.2)
         assert not pool._idle
-        assert pool._open == 0
+        assert not pool._open
         _, second, error = await exchange(pool)
         assert (second is first, error) == (False, None)
         pool.close()
@@ -284,6 +317,31 @@ async def test_answers_come_over_tls_too(
         sink, second, error = await exchange(pool)
         assert (sink.body, error, second) == (b"ok", None, first)
         pool.close()
+
+
+async def test_a_connection_that_nobody_waits_for_any_more_is_given_back_once(
+    tls: ssl.SSLContext, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled just when it is there."""
+
+    def made(connection: Connection, transport: asyncio.BaseTransport) -> None:
+        connection_made(connection, transport)
+        waiting.cancel()
+
+    connection_made = Connection.connection_made
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with scripted_provider(saying(OK), tls) as url:
+        pool = pool_for(url, max_connections=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Connection, "connection_made", made)
+            waiting = asyncio.ensure_future(pool.acquire())
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await asyncio.sleep(0.05)
+        await pool.acquire()
+        with pytest.raises(GatewayError) as caught:
+            await pool.acquire()
+        assert caught.value.kind is UPSTREAM_BUSY
 
 
 def silent_after(said: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
@@ -358,7 +416,17 @@ async def test_it_is_known_whether_the_whole_request_has_left() -> None:
 
     async with scripted_provider(script) as url:
         large = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n" + b"x" * 60_000_000
-        _, connection, error = await exchange(pool_for(url), large)
-        assert (error, connection.written) == (UPSTREAM_FAILED, False)
-        _, connection, error = await exchange(pool_for(url))
-        assert (error, connection.written) == (UPSTREAM_FAILED, True)
+        sink, connection, error = await exchange(pool_for(url), large)
+        assert (error, connection.written, sink.has_left) == (UPSTREAM_FAILED, False, False)
+        sink, connection, error = await exchange(pool_for(url))
+        assert (error, connection.written, sink.has_left) == (UPSTREAM_FAILED, True, True)
+
+
+async def test_a_connection_that_is_used_again_has_not_sent_its_next_request_yet() -> None:
+    async with scripted_provider(saying(OK)) as url:
+        pool = pool_for(url)
+        _, first, _ = await exchange(pool)
+        assert first.written
+        second = await pool.acquire()
+        assert (second is first, second.written) == (True, False)
+        second.abort()

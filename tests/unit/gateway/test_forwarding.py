@@ -39,7 +39,7 @@ async def test_the_first_piece_is_there_before_the_second_is_sent(gateway: Gatew
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat), (MESSAGES, message)])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_breaks_off_breaks_off_for_the_client_too(
-    gateway: Gateway, path: str, body: Any, fault: str, stream: bool
+    gateway: Gateway, path: str, body: Any, fault: str, *, stream: bool
 ) -> None:
     secret = await gateway.issue("tokens=100000/1h")
     name = "gpt-mock" if path == CHAT else "claude-mock"
@@ -79,7 +79,7 @@ async def test_a_stream_whose_last_events_are_missing_is_charged_an_estimate(gat
 @pytest.mark.parametrize("manner", ["garbage", "no-usage"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_without_usage_passes_and_is_charged_an_estimate(
-    gateway: Gateway, manner: str, stream: bool
+    gateway: Gateway, manner: str, *, stream: bool
 ) -> None:
     secret = await gateway.issue()
     async with gateway.post(CHAT, secret, chat(f"gpt-mock:{manner}", stream=stream)) as answer:
@@ -209,12 +209,50 @@ async def test_the_answer_of_a_client_that_left_is_stopped_where_the_provider_is
 
 async def test_a_client_that_leaves_before_there_is_an_answer_is_charged(gateway: Gateway) -> None:
     secret = await gateway.issue()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.15):
-            async with gateway.post(CHAT, secret, chat("gpt-mock:first-byte-ms-400")):
-                pass
+    waiting = asyncio.ensure_future(gateway.post(CHAT, secret, chat("gpt-mock:first-byte-ms-400")))
+    await asyncio.sleep(0.15)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
     (event,) = await settled(gateway, secret)
     assert (event.status, event.usage.input_total, event.usage.output) == (200, 3, 5)
+
+
+async def test_a_client_that_leaves_before_anything_was_sent_costs_no_tokens(gateway: Gateway) -> None:
+    """Also when the connection that was to carry the request has carried another one."""
+    secret = await gateway.issue()
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        await answer.read()
+    await gateway.redis.client_pause(300)
+    raw = json.dumps(chat()).encode()
+    async with Client(gateway.url) as client:
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+        client.send(raw)
+        await asyncio.sleep(0.1)
+    _, event = await settled(gateway, secret, 2)
+    assert (event.status, event.usage.input_total, event.usage.output) == (499, 0, 0)
+    assert gateway.mock.counts.total.requests == 1
+
+
+@pytest.mark.parametrize("method", ["feed", "end"])
+async def test_a_mistake_of_ours_in_the_middle_of_an_answer_ends_it_and_is_logged(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], method: str
+) -> None:
+    secret = await gateway.issue(concurrency=1)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("canary-54")
+
+    monkeypatch.setattr(f"edgeproxy.gateway.metering.Meter.{method}", broken)
+    async with asyncio.timeout(5):
+        with pytest.raises(aiohttp.ClientError):
+            async with gateway.post(CHAT, secret, chat()) as answer:
+                await answer.read()
+    await settled(gateway, secret)
+    err = capfd.readouterr().err
+    assert '"callback_failed"' in err
+    assert "RuntimeError" in err
+    assert "canary-54" not in err
 
 
 async def test_a_slow_reader_holds_up_the_provider_and_misses_nothing(start_gateway: StartGateway) -> None:
@@ -272,14 +310,22 @@ async def test_an_http_1_0_client_gets_a_body_that_ends_with_the_connection(gate
     assert body.endswith(b"data: [DONE]\n\n")
 
 
+async def test_an_http_1_0_client_can_tell_a_broken_answer_from_a_whole_one(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    raw = json.dumps(chat("gpt-mock:cut-after-3", stream=True)).encode()
+    async with Client(gateway.url) as client:
+        client.send(f"POST {CHAT} HTTP/1.0\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+        client.send(raw)
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
+
+
 async def test_requests_on_one_connection_are_answered_in_order(gateway: Gateway) -> None:
     secret = await gateway.issue()
     async with Client(gateway.url) as client:
         for number in range(1, 6):
             raw = json.dumps(chat(f"gpt-mock:length.chunks-{number}")).encode()
-            client.send(
-                f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n"
-            )
+            client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
             client.send(raw)
         for number in range(1, 6):
             head, body = await client.answer()

@@ -1,17 +1,20 @@
 """The way of a request from its first byte to its count, with everything real but the provider."""
 
+import asyncio
 import dataclasses
 import hashlib
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
-from edgeproxy.domain.keys import KeyStatus
+from edgeproxy.domain.keys import KeyStatus, issue_secret
 from edgeproxy.mock_provider import anthropic as mock_anthropic
 from edgeproxy.mock_provider import openai as mock_openai
 from edgeproxy.mock_provider.exchange import exchange_of
 from tests.support.gateway import OPERATOR_SECRET, Gateway, StartGateway, chat, message
+from tests.support.raw import read_request, scripted_provider
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
@@ -275,3 +278,69 @@ async def test_metrics_tell_what_happened_and_name_no_key_and_no_model(gateway: 
     assert "edgeproxy_redis_round_trip_seconds_count 4.0" in text  # one look-up, three reserves
     for hidden in ("canary", secret, gateway.records[secret].id):
         assert hidden not in text
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (MESSAGES, message())])
+async def test_without_redis_nothing_is_admitted_and_it_is_said_so(
+    start_gateway: StartGateway, path: str, body: dict[str, Any]
+) -> None:
+    gateway = await start_gateway(redis="unix:///nonexistent/redis.sock")
+    secret = issue_secret("ep-", bytes(32))
+    async with gateway.post(path, secret, body) as answer:
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "counters_unavailable" in await answer.text() or path == CHAT
+    async with gateway.session.get(gateway.url + "/readyz") as answer:
+        assert answer.status == 503
+    async with gateway.session.get(gateway.url + "/healthz") as answer:
+        assert answer.status == 200
+    assert gateway.mock.counts.total.requests == 0
+
+
+async def test_nothing_that_a_provider_says_reaches_a_log(
+    start_gateway: StartGateway, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [
+        b"HTTP/1.1 500 canary-41\r\nx-canary-41: canary-41\r\ncontent-length: 9\r\n\r\ncanary-41",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ncanary-41",
+        b"canary-41 canary-41 canary-41\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\ncanary-41\r\n",
+        b"HTTP/1.1 401 canary-41\r\ncontent-length: 9\r\n\r\ncanary-41",
+    ]
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answers.pop(0))
+        await writer.drain()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        secret = await gateway.issue()
+        while answers:
+            try:
+                async with gateway.post(CHAT, secret, chat("gpt-canary-41")) as answer:
+                    await answer.read()
+            except aiohttp.ClientError:
+                pass
+    out, err = capfd.readouterr()
+    assert "canary-41" not in out + err + caplog.text
+    assert secret not in out + err + caplog.text
+
+
+async def test_a_mistake_of_ours_ends_one_request_with_a_500_and_no_text(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = await gateway.issue(concurrency=1)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("canary-53")
+
+    monkeypatch.setattr("edgeproxy.gateway.handler.Relay", broken)
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (500, "internal_error")
+    monkeypatch.undo()
+    err = capfd.readouterr().err
+    assert '"request_failed"' in err
+    assert "RuntimeError" in err
+    assert "canary-53" not in err
+    async with gateway.post(CHAT, secret, chat()) as answer:  # the reservation was given back
+        assert answer.status == 200

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.support.gateway import Gateway, StartGateway, chat
-from tests.support.raw import Client
+from tests.support.raw import Client, scripted_provider
 
 CHAT = "/v1/chat/completions"
 
@@ -72,6 +72,34 @@ async def test_all_bodies_together_stay_under_a_bound(start_gateway: StartGatewa
     await asyncio.sleep(0.2)
     async with gateway.post(CHAT, secret, chat()) as again:
         assert again.status == 200
+
+
+async def test_a_body_counts_until_the_provider_has_taken_it(start_gateway: StartGateway) -> None:
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readexactly(10)
+        has_begun.set()
+        await may_end.wait()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url, bounds={"max_buffered_bytes": 30_000_000})
+        secret = await gateway.issue()
+        raw = json.dumps(chat(pad="x" * 20_000_000)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n"
+        async with Client(gateway.url) as first, Client(gateway.url) as second:
+            first.send(head.encode() + raw)
+            await has_begun.wait()
+            second.send(head.encode() + raw)
+            answer, _ = await second.answer()
+            assert answer.startswith(b"HTTP/1.1 503")
+            may_end.set()
+            answer, _ = await first.answer()
+            assert answer.startswith(b"HTTP/1.1 502")
+        async with Client(gateway.url) as again:
+            again.send(head.encode() + raw)
+            answer, _ = await again.answer()
+            assert answer.startswith(b"HTTP/1.1 502")
 
 
 async def test_a_body_that_does_not_come_is_given_up(start_gateway: StartGateway) -> None:

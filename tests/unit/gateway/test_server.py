@@ -1,10 +1,17 @@
 """The client's side of the wire: framing, keep-alive, and silence about what was sent."""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
+import redis.asyncio as redis_asyncio
 
 from edgeproxy.gateway.server import encode_head
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, chat, run_gateway
 from tests.support.raw import Client
+
+CHAT = "/v1/chat/completions"
 
 
 @pytest.mark.parametrize(
@@ -64,3 +71,39 @@ def test_a_head_is_one_block_of_lines() -> None:
     head = encode_head(429, [("a", "b"), ("c", "d")], keep_alive=False)
     assert head == b"HTTP/1.1 429 Too Many Requests\r\na: b\r\nc: d\r\nconnection: close\r\n\r\n"
     assert encode_head(599, [], keep_alive=True) == b"HTTP/1.1 599 \r\nconnection: keep-alive\r\n\r\n"
+
+
+async def test_an_idle_connection_does_not_hold_up_a_stop(
+    redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path
+) -> None:
+    bounds = {"drain_ms": 3000}
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds, "", {}) as gateway:
+        client = await Client(gateway.url).__aenter__()
+        client.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.answer()
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 1.5
+    assert await client.reader.read() == b""
+    client.close()
+
+
+async def test_an_answer_that_outlasts_a_stop_is_reset_in_time_and_counted(
+    redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
+) -> None:
+    bounds = {"drain_ms": 1000}
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds, "", {}) as gateway:
+        secret = await gateway.issue()
+        raw = json.dumps(chat("gpt-mock:stall-after-2", stream=True)).encode()
+        client = await Client(gateway.url).__aenter__()
+        # To an HTTP/1.0 client an ordinary close would be the end of a whole answer.
+        client.send(f"POST {CHAT} HTTP/1.0\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+        client.send(raw)
+        await client.reader.readuntil(b"data:")
+        stopping = time.monotonic()
+    assert 0.9 < time.monotonic() - stopping < 1.9
+    with pytest.raises(ConnectionResetError):
+        await client.reader.read()
+    client.close()
+    gateway.redis = redis
+    (event,) = await gateway.events(secret)
+    assert (event.status, event.usage.estimated) == (200, True)

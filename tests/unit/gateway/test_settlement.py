@@ -1,11 +1,12 @@
 """A reservation has one way out, and a settlement that got lost on the way is sent again."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import redis.asyncio as redis_asyncio
 
-from tests.support.gateway import Gateway, chat
+from tests.support.gateway import Gateway, chat, run_gateway
 
 CHAT = "/v1/chat/completions"
 
@@ -50,6 +51,34 @@ async def test_a_settlement_of_a_reservation_that_is_gone_is_reported(
         while not gateway.metrics.registry.get_sample_value("edgeproxy_settlements_lost_total"):
             await asyncio.sleep(0.02)
     assert '"settlement_lost"' in capfd.readouterr().err
+
+
+async def test_a_stop_waits_until_redis_has_confirmed(
+    redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
+) -> None:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, {}, "", {}) as gateway:
+        secret = await gateway.issue()
+        async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-3.interval-ms-50", stream=True)) as answer:
+            await answer.content.readany()
+            await redis.script_flush()  # so that the first try is in vain
+            await redis.client_pause(500)
+            await answer.read()
+    gateway.redis = redis
+    assert len(await gateway.events(secret)) == 1
+
+
+async def test_a_stop_settles_an_answer_that_is_read_on_for_a_client_that_left(
+    redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
+) -> None:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, {}, "", {}) as gateway:
+        secret = await gateway.issue()
+        async with gateway.post(CHAT, secret, chat("gpt-mock:stall-after-4", stream=True)) as answer:
+            await answer.content.readany()
+            answer.close()
+        await asyncio.sleep(0.1)
+    gateway.redis = redis
+    (event,) = await gateway.events(secret)
+    assert (event.status, event.usage.estimated, (await gateway.usage(secret)).open) == (200, True, 0)
 
 
 async def drop_connections(redis: redis_asyncio.Redis) -> None:

@@ -108,6 +108,16 @@ async def test_a_refusal_is_counted_without_waiting(
             await asyncio.sleep(0.01)
 
 
+async def test_a_refusal_is_not_counted_where_too_much_waits(
+    redis_url: str, round_trips: Histogram, record: KeyRecord
+) -> None:
+    busy = HotState(redis_url, 1000, 20, round_trips)
+    await busy.start()
+    for _ in range(30):
+        busy.count_refusal(3, record.id, 429)
+    await busy.close()
+
+
 async def test_without_redis_everything_says_so_at_once(round_trips: Histogram, record: KeyRecord) -> None:
     away = HotState("unix:///nonexistent.sock", 200, 10, round_trips)
     await away.start()

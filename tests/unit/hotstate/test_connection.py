@@ -192,3 +192,22 @@ def answering_first(script: Script) -> Script:
         await script(reader, writer)
 
     return serve
+
+
+async def test_a_connection_that_is_being_made_is_closed_too() -> None:
+    opened, closed = [], []
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        opened.append(await reader.read(1))
+        closed.append(await reader.read())
+
+    async with scripted_provider(silent) as url:
+        connection = RedisConnection(url.replace("http", "redis"), 1000, 10, [("PING",)])
+        await connection.start()  # in vain
+        async with asyncio.timeout(5):
+            while len(opened) < 2:  # the second try has connected
+                await asyncio.sleep(0.01)
+        await connection.close()
+        async with asyncio.timeout(0.5):  # not only when its time is over
+            while len(closed) < 2:
+                await asyncio.sleep(0.01)
