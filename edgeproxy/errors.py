@@ -163,11 +163,15 @@ class OperatorError(Exception):
 
 
 class StoreUnavailable(Exception):
-    """Redis or PostgreSQL cannot be reached or did not answer in time. `store` says which; no library text."""
+    """Redis or PostgreSQL cannot be reached or did not answer in time. `store` says which; no library text.
 
-    def __init__(self, store: str) -> None:
+    `may_have_run` says that the command was on its way when the trouble began.
+    """
+
+    def __init__(self, store: str, *, may_have_run: bool = False) -> None:
         super().__init__(store)
         self.store = store
+        self.may_have_run = may_have_run
 
 
 def operator_line(error: OperatorError | StoreUnavailable) -> str:

@@ -107,7 +107,12 @@ class Handler:
         amounts = estimate(facts, target.model, bounds.reserve_output_tokens)
         lease_ms = target.provider.total_timeout_ms + target.provider.drain_ms + _LEASE_MARGIN_MS
         wish = Wish(arrival.request_id, facts.model, amounts, lease_ms, guesses_output=facts.output_max is None)
-        admission = await admit(wish, key, self._hot, self._authentication)
+        try:
+            admission = await admit(wish, key, self._hot, self._authentication)
+        except StoreUnavailable as away:
+            if away.may_have_run:
+                self._settlements.give_back(key, wish.request_id, target.model.match)
+            raise
         meter = Meter(route.dialect, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
         return Ticket(admission, target, facts, meter)
 

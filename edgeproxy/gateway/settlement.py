@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from edgeproxy import logs, tasks
-from edgeproxy.domain.reservations import SettleStatus
+from edgeproxy.domain.reservations import Outcome, SettleStatus
 from edgeproxy.domain.usage import Usage, UsageEvent, encode_event, storable_model
-from edgeproxy.errors import INTERNAL, GatewayError, StoreUnavailable
+from edgeproxy.errors import COUNTERS_UNAVAILABLE, INTERNAL, GatewayError, StoreUnavailable
 from edgeproxy.gateway.admission import Admission
+from edgeproxy.gateway.authentication import KnownKey
 from edgeproxy.gateway.connections import Connection
 from edgeproxy.gateway.metering import Charge, Meter
 from edgeproxy.gateway.receiving import ClientGoneError
@@ -50,17 +51,9 @@ class Settlements:
         self._unconfirmed: set[asyncio.Future[Any]] = set()  # replies of Redis, and tasks that try again
         self.open: set[asyncio.Task[Any]] = set()  # requests that hold a reservation
 
-    def send(self, admission: Admission, charge: Charge, event: UsageEvent) -> None:
+    def send(self, key: KnownKey, charge: Charge, event: UsageEvent) -> None:
         """Write the settlement of an admitted request to Redis now, or start trying."""
-        record = admission.key.record
-        arguments = scripts.settle_args(
-            record.partition,
-            admission.request_id,
-            [admission.key.scope],
-            charge.outcome,
-            charge.usage.amounts,
-            encode_event(event),
-        )
+        arguments = _arguments(key, charge, event)
         try:
             reply = self._hot.settle(arguments)
         except StoreUnavailable:
@@ -68,6 +61,12 @@ class Settlements:
         else:
             reply.add_done_callback(lambda reply: self._confirmed(reply, arguments))
             self._watch(reply)
+
+    def give_back(self, key: KnownKey, request_id: str, model: str) -> None:
+        """Void a reservation that may have been made although its reply did not come; the client was told 503."""
+        event = UsageEvent(request_id, key.record.id, model, COUNTERS_UNAVAILABLE.status, Usage(), latency_ms=0)
+        arguments = _arguments(key, Charge(Outcome.VOID, event.usage), event)
+        self._watch(tasks.spawn("give back", self._try_again(arguments, certain=False)))
 
     def count(self, provider: str, usage: Usage) -> None:
         """Count the tokens of one answer in the metrics."""
@@ -105,7 +104,8 @@ class Settlements:
         self._unconfirmed.add(outcome)
         outcome.add_done_callback(self._unconfirmed.discard)
 
-    async def _try_again(self, arguments: scripts.Arguments) -> None:
+    async def _try_again(self, arguments: scripts.Arguments, *, certain: bool = True) -> None:
+        """Repeat a settlement until Redis confirms it. `certain`: that there is a reservation to be settled."""
         wait_s = _FIRST_WAIT_S
         for _ in range(_TRIES):
             await asyncio.sleep(wait_s)
@@ -114,7 +114,7 @@ class Settlements:
                 reply = await self._hot.settle_again(arguments)
             except StoreUnavailable:
                 continue
-            if reply.status is SettleStatus.UNKNOWN:
+            if reply.status is SettleStatus.UNKNOWN and certain:
                 break
             return
         self._lost("not_confirmed")
@@ -122,6 +122,11 @@ class Settlements:
     def _lost(self, reason: str) -> None:
         self._metrics.settlements_lost.inc()
         logs.event("settlement_lost", error=reason)
+
+
+def _arguments(key: KnownKey, charge: Charge, event: UsageEvent) -> scripts.Arguments:
+    partition, amounts = key.record.partition, charge.usage.amounts
+    return scripts.settle_args(partition, event.id, [key.scope], charge.outcome, amounts, encode_event(event))
 
 
 class Reservation:
@@ -162,7 +167,7 @@ class Reservation:
             usage=charge.usage,
             latency_ms=round((time.monotonic() - self._sent_at) * 1000),
         )
-        self._settlements.send(ticket.admission, charge, event)
+        self._settlements.send(ticket.admission.key, charge, event)
         self._settlements.count(ticket.target.provider.name, charge.usage)
 
     def __enter__(self) -> Self:

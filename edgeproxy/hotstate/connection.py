@@ -179,7 +179,7 @@ class _Protocol(asyncio.Protocol):
         self._outbox.clear()
         while self.waiting:
             _, reply = self.waiting.popleft()
-            _fail(reply, StoreUnavailable("redis"))
+            _fail(reply, StoreUnavailable("redis", may_have_run=True))
         if not self.lost.done():
             self.lost.set_result(None)
 

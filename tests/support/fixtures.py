@@ -35,10 +35,15 @@ async def start_gateway(
     async with AsyncExitStack() as stack:
 
         async def start(
-            *, bounds: dict[str, Any] | None = None, base_url: str = "", redis: str = redis_url, **provider: Any
+            *,
+            bounds: dict[str, Any] | None = None,
+            stores: dict[str, Any] | None = None,
+            base_url: str = "",
+            redis: str = redis_url,
+            **provider: Any,
         ) -> Gateway:
             return await stack.enter_async_context(
-                run_gateway(redis, operator_secret, pepper_file, tmp_path, bounds or {}, base_url, provider)
+                run_gateway(redis, operator_secret, pepper_file, tmp_path, bounds, stores, base_url, provider)
             )
 
         yield start

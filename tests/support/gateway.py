@@ -98,16 +98,19 @@ async def run_gateway(
     operator_secret: Path,
     pepper_file: Path,
     folder: Path,
-    bounds: dict[str, Any],
-    base_url: str,
-    provider: dict[str, Any],
+    bounds: dict[str, Any] | None = None,
+    stores: dict[str, Any] | None = None,
+    base_url: str = "",
+    provider: dict[str, Any] | None = None,
 ) -> AsyncIterator[Gateway]:
     async with running(options=Options(expected_secret=OPERATOR_SECRET)) as mock:
-        rows = {"secret_file": str(operator_secret), "base_url": base_url or mock.url, **provider}
+        rows = {"secret_file": str(operator_secret), "base_url": base_url or mock.url, **(provider or {})}
         text = "\n".join(
             [
+                "[stores]",
+                *(f"{name} = {json.dumps(value)}" for name, value in (stores or {}).items()),
                 "[bounds]",
-                *(f"{name} = {json.dumps(value)}" for name, value in {"drain_ms": 500, **bounds}.items()),
+                *(f"{name} = {json.dumps(value)}" for name, value in {"drain_ms": 500, **(bounds or {})}.items()),
                 *(_provider_table("openai", rows) + _provider_table("anthropic", rows)),
                 '[[model]]\nmatch = "gpt-*"\nprovider = "openai"',
                 '[[model]]\nmatch = "renamed"\nprovider = "openai"\nupstream_model = "gpt-real"',

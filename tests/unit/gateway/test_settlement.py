@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis_asyncio
 
-from tests.support.gateway import Gateway, chat, run_gateway
+from tests.support.gateway import Gateway, StartGateway, chat, run_gateway
 
 CHAT = "/v1/chat/completions"
 
@@ -56,7 +56,7 @@ async def test_a_settlement_of_a_reservation_that_is_gone_is_reported(
 async def test_a_stop_waits_until_redis_has_confirmed(
     redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
 ) -> None:
-    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, {}, "", {}) as gateway:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path) as gateway:
         secret = await gateway.issue()
         async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-3.interval-ms-50", stream=True)) as answer:
             await answer.content.readany()
@@ -70,7 +70,7 @@ async def test_a_stop_waits_until_redis_has_confirmed(
 async def test_a_stop_settles_an_answer_that_is_read_on_for_a_client_that_left(
     redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
 ) -> None:
-    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, {}, "", {}) as gateway:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path) as gateway:
         secret = await gateway.issue()
         async with gateway.post(CHAT, secret, chat("gpt-mock:stall-after-4", stream=True)) as answer:
             await answer.content.readany()
@@ -87,3 +87,26 @@ async def drop_connections(redis: redis_asyncio.Redis) -> None:
     for row in await redis.client_list():
         if row["id"] != str(own["id"]) and row["db"] == str(own["db"]):
             await redis.client_kill_filter(_id=row["id"])
+
+
+async def test_a_reserve_whose_reply_did_not_come_is_given_back(start_gateway: StartGateway) -> None:
+    """Redis is frozen for longer than a request waits for it, and runs the reserve when it goes on."""
+    gateway = await start_gateway(stores={"redis_timeout_ms": 200})
+    secret = await gateway.issue("tokens=100000/1h", concurrency=1)
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert answer.status == 200
+    used = (await gateway.usage(secret)).windows[0].used
+    freezing = asyncio.ensure_future(gateway.redis.execute_command("DEBUG", "SLEEP", "0.6"))
+    await asyncio.sleep(0.05)
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    await freezing
+    async with asyncio.timeout(10):
+        while len(events := await gateway.events(secret)) < 2:
+            await asyncio.sleep(0.05)
+    usage = await gateway.usage(secret)
+    assert (usage.open, usage.windows[0].used) == (0, used)
+    assert (events[1].status, events[1].usage.input_total) == (503, 0)
+    assert gateway.mock.counts.total.requests == 1
+    async with gateway.post(CHAT, secret, chat()) as answer:
+        assert answer.status == 200
