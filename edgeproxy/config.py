@@ -6,13 +6,14 @@ is an error with a suggestion, so that a typing mistake never runs as a default.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from edgeproxy.errors import OperatorError
 
@@ -22,7 +23,13 @@ PROFILES = ("opusmax",)  # the one whose promises this version keeps
 ENVIRONMENT_PREFIX = "EDGEPROXY_"
 
 # Environment variables with our prefix that are no settings.
-_NOT_SETTINGS = ("EDGEPROXY_CONFIG", "EDGEPROXY_TEST_")
+_CONFIG_VARIABLE = "EDGEPROXY_CONFIG"
+_TEST_PREFIX = "EDGEPROXY_TEST_"
+
+_MOST = 10**12  # of any bound: a terabyte, or thirty years in ms
+# Visible ASCII, because it is put into a request; no query, and no secret before an @.
+_BASE_URL = re.compile(r"https?://(?:(?![?#@])[!-~])+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 T = TypeVar("T")
 
@@ -51,9 +58,7 @@ class Stores:
 
     redis: str = _setting(EMBEDDED, "`embedded`, or redis://, rediss:// or unix:// with what a request touches.")
     postgres: str = _setting(EMBEDDED, "`embedded`, or postgresql:// with what must last.")
-    partitions: int = _setting(
-        16, "Over how many partitions keys are spread, 1 to 64. Fixed at the first start."
-    )
+    partitions: int = _setting(16, "Over how many partitions keys are spread, 1 to 64. Fixed at the first start.")
     redis_timeout_ms: int = _setting(
         1000, "How long a request waits for Redis before it is answered 503. A frozen Redis counts as away."
     )
@@ -172,9 +177,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError:
-            raise OperatorError(f"cannot read {path}; check --config") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise OperatorError(f"{path} is not valid TOML: {error}") from None
+            raise OperatorError(f"cannot read {_shown(str(path))}; check --config") from None
+        except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number or a nesting beyond measure
+            raise OperatorError(f"{_shown(str(path))} is not valid TOML: {error}") from None
     return from_tables(_with_environment(tables, environ))
 
 
@@ -188,9 +193,10 @@ def from_tables(tables: dict[str, Any]) -> Settings:
 def split_address(address: str, name: str = "address") -> tuple[str, int]:
     """Return host and port of `HOST:PORT` (IPv6 in brackets). Raises OperatorError naming the setting."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise OperatorError(f"{name} = {address!r} is not HOST:PORT, for example 127.0.0.1:8080")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def is_loopback(host: str) -> bool:
@@ -209,10 +215,10 @@ def provider_secret(provider: Provider, environ: Mapping[str, str]) -> str:
         secret = environ.get(provider.secret_env, "")
         where = f"the environment variable {provider.secret_env}"
     else:
-        where = provider.secret_file
+        where = _shown(provider.secret_file)
         try:
             secret = Path(provider.secret_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             raise OperatorError(f"provider {provider.name!r}: cannot read secret_file {where}") from None
     if not secret or not secret.isascii() or not secret.isprintable():
         raise OperatorError(f"provider {provider.name!r}: no usable secret in {where}; set it")
@@ -242,6 +248,8 @@ def _check_stores(settings: Settings) -> None:
     stores = settings.stores
     if stores.redis != EMBEDDED and not stores.redis.startswith(("redis://", "rediss://", "unix://")):
         raise OperatorError("stores.redis must be embedded, redis://, rediss:// or unix://")
+    if stores.redis != EMBEDDED and _parts(stores.redis) is None:
+        raise OperatorError("stores.redis is not a usable address; write redis://HOST:PORT or unix:///PATH")
     if stores.postgres != EMBEDDED and not stores.postgres.startswith("postgresql://"):
         raise OperatorError("stores.postgres must be embedded or postgresql://")
 
@@ -255,13 +263,15 @@ def _check_providers(providers: Iterable[Provider]) -> None:
         seen.add(provider.name)
         _one_of(f"{where}: dialect", provider.dialect, DIALECTS)
         _one_of(f"{where}: on_hang_up", provider.on_hang_up, ("drain", "close"))
-        url = urlsplit(provider.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+        url = _parts(provider.base_url)
+        if url is None or not url.hostname or not _BASE_URL.fullmatch(provider.base_url):
             raise OperatorError(f"{where}: base_url must be an address such as https://api.example.com")
         if url.scheme == "http" and not is_loopback(url.hostname):
             raise OperatorError(f"{where}: base_url must be https; plain http is for loopback only")
         if bool(provider.secret_env) == bool(provider.secret_file):
             raise OperatorError(f"{where}: give either secret_env or secret_file")
+        if provider.secret_env and not _VARIABLE.fullmatch(provider.secret_env):
+            raise OperatorError(f"{where}: secret_env must be the name of an environment variable, not the secret")
         _positive(where, provider)
 
 
@@ -273,6 +283,16 @@ def _check_models(settings: Settings) -> None:
         _one_of(f"model {model.match!r}: provider", model.provider, names)
         if model.max_output_tokens < 0:
             raise OperatorError(f"model {model.match!r}: max_output_tokens must not be negative")
+
+
+def _parts(address: str) -> SplitResult | None:
+    """Return the parts of an address, None when it has none, or its port is no port."""
+    try:
+        url = urlsplit(address)
+        has_port_zero = url.port == 0  # reading the port checks it
+    except ValueError:
+        return None
+    return None if has_port_zero else url
 
 
 def _one_of(name: str, value: str, known: Iterable[str]) -> None:
@@ -288,8 +308,8 @@ def _between(name: str, value: int, low: int, high: int) -> None:
 def _positive(table: str, section: Any) -> None:
     for each in fields(section):
         value = getattr(section, each.name)
-        if type(value) is int and value <= 0:
-            raise OperatorError(f"{table}.{each.name} must be greater than 0")
+        if type(value) is int and not 0 < value <= _MOST:
+            raise OperatorError(f"{table}.{each.name} must be greater than 0, and at most {_MOST}")
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
@@ -300,18 +320,26 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else "; none is configured"
 
 
+def _shown(name: str) -> str:
+    """Return a name that somebody chose, fit for one line."""
+    return name if name.isprintable() else ascii(name)
+
+
 def _with_environment(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the tables with every EDGEPROXY_ variable laid over them."""
     known = {variable: path for path, variable in environment_names()}
     for variable, text in environ.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable.startswith(_NOT_SETTINGS):
+        is_ours = variable.startswith(ENVIRONMENT_PREFIX) and variable != _CONFIG_VARIABLE
+        if not is_ours or variable.startswith(_TEST_PREFIX):
             continue
         if variable not in known:
-            raise OperatorError(f"environment variable {variable} is no setting{_suggestion(variable, known)}")
+            raise OperatorError(f"environment variable {_shown(variable)} is no setting{_suggestion(variable, known)}")
         *tops, name = known[variable]
         table = tables
         for top in tops:
             table = table.setdefault(top, {})
+            if not isinstance(table, dict):
+                raise OperatorError(f"{top} must be a table")
         table[name] = _Text(text)
     return tables
 
@@ -345,7 +373,7 @@ def _build(kind: type[T], table: Any, where: str) -> T:
     values = {}
     for name, value in table.items():
         if name not in known:
-            raise OperatorError(f"unknown setting {where}{name}{_suggestion(name, known)}")
+            raise OperatorError(f"unknown setting {where}{_shown(name)}{_suggestion(name, known)}")
         values[name] = _value(hints[name], value, f"{where}{name}")
     return kind(**values)
 
@@ -358,7 +386,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list):
             raise OperatorError(f"{name} must be a list")
         return tuple(_value(get_args(kind)[0], each, f"{name}[{i}]") for i, each in enumerate(value))
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str) and value:
         return Path(value)
     if isinstance(value, _Text):
         return _from_text(kind, value, name)
@@ -370,7 +398,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 def _from_text(kind: Any, value: str, name: str) -> Any:
     if kind is bool and value in ("true", "false"):
         return value == "true"
-    if kind is int and value.isascii() and value.isdigit():
+    if kind is int and re.fullmatch("[0-9]{1,18}", value):
         return int(value)
     if kind is str:
         return str(value)

@@ -21,82 +21,70 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside every counter tells nothing, and cannot be summed
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "edgeproxy_requests", "Requests answered.", ["dialect", "status"], registry=self.registry
-        )
-        self.refusals = Counter(
-            "edgeproxy_refusals",
-            "Requests answered by the gateway itself, by reason.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.tokens = Counter(
-            "edgeproxy_tokens",
-            "Tokens metered: input, cache_read, cache_write, output.",
-            ["provider", "kind"],
-            registry=self.registry,
-        )
-        self.estimated = Counter(
-            "edgeproxy_estimated_answers",
-            "Answers whose usage is an estimate because the provider's figures did not arrive.",
-            ["provider"],
-            registry=self.registry,
-        )
-        self.first_byte_seconds = Histogram(
-            "edgeproxy_first_byte_seconds",
-            "From the request's arrival to the first byte of the answer.",
-            ["provider"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.total_seconds = Histogram(
-            "edgeproxy_total_seconds",
-            "From the request's arrival to the end of the answer.",
-            ["provider"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.overhead_seconds = Histogram(
-            "edgeproxy_overhead_seconds",
-            "From the request's arrival to its last byte being handed to the provider's connection.",
-            buckets=_SHORT_SECONDS,
-            registry=self.registry,
-        )
-        self.open_streams = Gauge(
-            "edgeproxy_open_streams", "Answers that are being forwarded now.", registry=self.registry
-        )
-        self.upstream_errors = Counter(
-            "edgeproxy_upstream_errors",
-            "Failures of providers, by error code or by HTTP status.",
-            ["provider", "error"],
-            registry=self.registry,
-        )
-        self.redis_seconds = Histogram(
-            "edgeproxy_redis_round_trip_seconds",
-            "Round trips to Redis that a request waited for.",
-            buckets=_SHORT_SECONDS,
-            registry=self.registry,
-        )
-        self.settlements_lost = Counter(
-            "edgeproxy_settlements_lost",
-            "Settlements that Redis did not confirm: each leaves a reservation open.",
-            registry=self.registry,
-        )
-        self.flushed_events = Counter(
-            "edgeproxy_flushed_events",
-            "Usage events taken from Redis: stored, repeated, dropped (key erased) or dead (not storable).",
-            ["outcome"],
-            registry=self.registry,
-        )
-        self.flush_lag_seconds = Gauge(
-            "edgeproxy_flush_lag_seconds",
-            "Age of the oldest usage event that waits in Redis.",
-            registry=self.registry,
-        )
-        self.job_failures = Counter(
-            "edgeproxy_job_failures", "Rounds of background work that failed.", ["task"], registry=self.registry
-        )
+        self._declare_answers()
+        self._declare_timings()
+        self._declare_accounting()
 
     def render(self) -> bytes:
         """Return all metrics of this process in Prometheus text format."""
         return generate_latest(self.registry)
+
+    def _declare_answers(self) -> None:
+        self.requests = self._counter("edgeproxy_requests", "Requests answered.", "dialect", "status")
+        self.refusals = self._counter(
+            "edgeproxy_refusals", "Requests answered by the gateway itself, by reason.", "reason"
+        )
+        self.upstream_errors = self._counter(
+            "edgeproxy_upstream_errors", "Failures of providers, by error code or by HTTP status.", "provider", "error"
+        )
+        self.open_streams = self._gauge("edgeproxy_open_streams", "Answers that are being forwarded now.")
+
+    def _declare_timings(self) -> None:
+        self.first_byte_seconds = self._histogram(
+            "edgeproxy_first_byte_seconds",
+            "From the request's arrival to the first byte of the answer.",
+            _SECONDS,
+            "provider",
+        )
+        self.total_seconds = self._histogram(
+            "edgeproxy_total_seconds", "From the request's arrival to the end of the answer.", _SECONDS, "provider"
+        )
+        self.overhead_seconds = self._histogram(
+            "edgeproxy_overhead_seconds",
+            "From the request's arrival to its last byte being handed to the provider's connection.",
+            _SHORT_SECONDS,
+        )
+        self.redis_seconds = self._histogram(
+            "edgeproxy_redis_round_trip_seconds", "Round trips to Redis that a request waited for.", _SHORT_SECONDS
+        )
+
+    def _declare_accounting(self) -> None:
+        self.tokens = self._counter(
+            "edgeproxy_tokens", "Tokens metered: input, cache_read, cache_write, output.", "provider", "kind"
+        )
+        self.estimated = self._counter(
+            "edgeproxy_estimated_answers",
+            "Answers whose usage is an estimate because the provider's figures did not arrive.",
+            "provider",
+        )
+        self.settlements_lost = self._counter(
+            "edgeproxy_settlements_lost", "Settlements that Redis did not confirm: each leaves a reservation open."
+        )
+        self.flushed_events = self._counter(
+            "edgeproxy_flushed_events",
+            "Usage events taken from Redis: stored, repeated, dropped (key erased) or dead (not storable).",
+            "outcome",
+        )
+        self.flush_lag_seconds = self._gauge(
+            "edgeproxy_flush_lag_seconds", "Age of the oldest usage event that waits in Redis."
+        )
+        self.job_failures = self._counter("edgeproxy_job_failures", "Rounds of background work that failed.", "task")
+
+    def _counter(self, name: str, doc: str, *labels: str) -> Counter:
+        return Counter(name, doc, labels, registry=self.registry)
+
+    def _gauge(self, name: str, doc: str) -> Gauge:
+        return Gauge(name, doc, registry=self.registry)
+
+    def _histogram(self, name: str, doc: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, doc, labels, buckets=buckets, registry=self.registry)

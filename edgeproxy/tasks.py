@@ -30,6 +30,6 @@ def _ended(task: asyncio.Task[Any]) -> None:
 
 
 def report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what went wrong in a callback: for `loop.set_exception_handler`, whose default would print texts and values."""
+    """Log what went wrong in a callback: for `loop.set_exception_handler`, whose default prints texts and values."""
     failure = context.get("exception")
     logs.event("callback_failed", error=type(failure).__name__)

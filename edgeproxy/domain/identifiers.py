@@ -30,8 +30,14 @@ def uuid7_floor(at_ms: int) -> str:
 
 
 def uuid7_ms(text: str) -> int:
-    """Return the Unix time in ms that an id holds. Raises ValueError when it is not a UUIDv7."""
-    value = uuid.UUID(text)
-    if value.version != 7:
-        raise ValueError("not a UUID of version 7")
+    """Return the Unix time in ms that an id holds. Raises ValueError, which does not repeat it, for all but `uuid7`'s.
+
+    The library reads braces, underscores and foreign digits as well; one id would have many spellings.
+    """
+    try:
+        value = uuid.UUID(text)
+    except ValueError:
+        raise ValueError("not a UUID") from None
+    if value.version != 7 or str(value) != text:
+        raise ValueError("not a UUID of version 7 as this program writes it")
     return value.int >> 80

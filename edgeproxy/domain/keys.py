@@ -116,18 +116,30 @@ def decode_record(raw: bytes) -> KeyRecord:
     """Return the record that `encode_record` wrote. Raises ValueError for anything else."""
     try:
         row: dict[str, Any] = orjson.loads(raw)
-        return KeyRecord(
+        record = KeyRecord(
             id=KeyId(row["id"]),
             version=row["version"],
             status=KeyStatus(row["status"]),
             partition=row["partition"],
-            limits=tuple(Limit(Dimension(name), amount, window_ms) for name, amount, window_ms in row["limits"]),
+            limits=tuple(Limit(Dimension(name), amount, window_ms) for name, amount, window_ms in _list(row["limits"])),
             concurrency=row["concurrency"],
             expires_ms=row["expires_ms"],
-            models=tuple(row["models"]),
+            models=tuple(_list(row["models"])),
         )
     except (KeyError, TypeError, ValueError):
         raise ValueError("not a published key record") from None
+    texts = (record.id, *record.models)
+    numbers = [record.version, record.partition, *(n for each in record.limits for n in (each.amount, each.window_ms))]
+    numbers += [number for number in (record.concurrency, record.expires_ms) if number is not None]
+    if not all(isinstance(text, str) for text in texts) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+        raise ValueError("not a published key record")
+    return record
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("a list is wanted")
+    return value
 
 
 def _base62(number: int, length: int) -> str:

@@ -16,6 +16,7 @@ from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import GatewayError
 from edgeproxy.providers import sse
 from edgeproxy.providers.base import (
+    MAX_COUNT,
     Headers,
     LimitLevel,
     RequestFacts,
@@ -26,7 +27,9 @@ from edgeproxy.providers.base import (
     estimate_input_tokens,
     estimate_output_tokens,
     flag_member,
+    is_count,
     list_member,
+    pick,
     read_object,
     retry_headers,
     text_member,
@@ -37,7 +40,7 @@ from edgeproxy.providers.openai import ObjectReader
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _MEMBERS = ("model", "stream", "max_tokens")
-_CLIENT_HEADERS = ("accept", "anthropic-version", "anthropic-beta")
+_CLIENT_HEADERS = frozenset({"accept", "anthropic-version", "anthropic-beta"})
 _ANSWER_HEADERS = frozenset({"x-should-retry"})
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -83,7 +86,7 @@ class Anthropic:
 
     def outgoing_headers(self, secret: str, client_headers: Mapping[str, str]) -> Headers:
         """Return the headers for the provider; version and beta flags as the client sent them."""
-        passed = [(name, client_headers[name]) for name in _CLIENT_HEADERS if name in client_headers]
+        passed = pick(client_headers.items(), _CLIENT_HEADERS)
         return [("x-api-key", secret), ("content-type", "application/json"), *passed]
 
     def incoming_headers(self, status: int, provider_headers: Headers, request_id: str) -> Headers:
@@ -127,11 +130,15 @@ def _ids(request_id: str) -> Headers:
 
 
 class StreamReader:
-    """Reads usage from a Messages stream: starts from `message_start`, overlays every `message_delta`."""
+    """Reads usage from a Messages stream: starts from `message_start`, overlays every `message_delta`.
+
+    It is final with the delta that stops the message, or when the answer ended in order.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._splitter = sse.EventSplitter(max_bytes)
         self._figures: dict[str, object] = {}
+        self._has_output = False  # more than the provisional count that a message starts with
         self._is_final = False
         self._events = 0
         self._size = 0
@@ -141,28 +148,34 @@ class StreamReader:
         """Return `chunk`."""
         whole = self._splitter.feed(chunk)
         self._size += len(chunk)
-        if whole:
-            self._events += whole.count(b"event: content_block_delta")
-            if _USAGE.search(whole) is not None or b"message_stop" in whole:
-                for event in sse.events(whole):
-                    self._read(event)
+        if whole and not self._splitter.overflowed:
+            self._read(whole)
         return chunk
 
     def end(self) -> bytes:
-        """Return nothing: nothing was held back."""
+        """Return nothing: nothing was held back. A last event that was not ended is read all the same."""
+        self._read(self._splitter.tail)
+        self._is_final = True
         return b""
 
     def usage(self, input_estimate: int) -> Usage:
         """Return the provider's figures, or a lower bound and an estimate from what passed."""
         known = read_usage(self._figures)
-        if known is not None and self._is_final and not self._splitter.overflowed:
+        if known is not None and self._has_output and self._is_final and not self._splitter.overflowed:
             return known
         if known is None:
             known = Usage(input_uncached=input_estimate)
         output = max(known.output, estimate_output_tokens(self._events, self._size) if self._events else 0)
         return Usage(known.input_uncached, known.cache_read, known.cache_write, output, known.reasoning, estimated=True)
 
-    def _read(self, event: bytes) -> None:
+    def _read(self, whole: bytes) -> None:
+        """Take note of whole events; few of them have to be parsed."""
+        self._events += whole.count(b"event: content_block_delta") + whole.count(b"event:content_block_delta")
+        if _USAGE.search(whole) is not None or b"message_stop" in whole:
+            for event in sse.events(whole):
+                self._read_event(event)
+
+    def _read_event(self, event: bytes) -> None:
         try:
             value = orjson.loads(sse.data(event))
         except orjson.JSONDecodeError:
@@ -171,15 +184,19 @@ class StreamReader:
         if kind == "message_start":
             message = value.get("message")
             self._overlay(message.get("usage") if isinstance(message, dict) else None)
-        elif kind == "message_delta":
-            self._overlay(value.get("usage"))
-            self._is_final = True
+        elif kind == "message_delta" and self._overlay(value.get("usage")):
+            delta = value.get("delta")
+            self._has_output = True
+            self._is_final = isinstance(delta, dict) and delta.get("stop_reason") is not None
         elif kind == "message_stop":
-            self.is_finished = True
+            self.is_finished = self._is_final = True
 
-    def _overlay(self, usage: object) -> None:
-        if isinstance(usage, dict):
-            self._figures.update({name: value for name, value in usage.items() if value is not None})
+    def _overlay(self, usage: object) -> bool:
+        """Lay reported figures over those known so far. Whether the output is among them."""
+        if not isinstance(usage, dict):
+            return False
+        self._figures.update({name: value for name, value in usage.items() if value is not None})
+        return is_count(usage.get("output_tokens"))
 
 
 class MessageReader(ObjectReader):
@@ -192,12 +209,13 @@ class MessageReader(ObjectReader):
 
 def read_usage(value: object) -> Usage | None:
     """Return Messages usage in the normal form, None when `value` is no usage."""
-    if not isinstance(value, dict) or "output_tokens" not in value:
+    if not isinstance(value, dict) or not is_count(value.get("output_tokens")):
         return None
     iterations = value.get("iterations")
     rows: list[object] = [value]
     if isinstance(iterations, list):
         rows += [row for row in iterations if isinstance(row, dict) and row.get("type") in _BILLED_BESIDE]
-    uncached, cache_read, cache_write, output = (sum(count(row, name) for row in rows) for name in _COUNTS)
+    sums = (sum(count(row, name) for row in rows) for name in _COUNTS)
+    uncached, cache_read, cache_write, output = (min(each, MAX_COUNT) for each in sums)
     reasoning = sum(count(row.get("output_tokens_details"), "thinking_tokens") for row in rows if isinstance(row, dict))
     return Usage(uncached, cache_read, cache_write, output, min(reasoning, output))

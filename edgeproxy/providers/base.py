@@ -5,24 +5,29 @@ passes all others through untouched.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import orjson
 
 from edgeproxy.domain.limits import Dimension, Limit
 from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import INVALID_FIELD, INVALID_JSON, GatewayError
-from edgeproxy.providers.body import ambiguous_member
+from edgeproxy.providers.body import TooIntricateError, ambiguous_member
 
 Headers = list[tuple[str, str]]
 
-# A long run of base64 is a picture or a document: billed by its content, not by its letters.
-_BASE64_RUN = re.compile(rb"[A-Za-z0-9+/=]{2048,}")
+# A long run of base64 is a picture or a document: billed by its content, not by its letters. It is looked for only
+# where a run begins: from each of its letters, it would take minutes for a body of runs that are a little too short.
+_BASE64_RUN = re.compile(rb"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/=]{2048,}+")
 _TOKENS_PER_ATTACHMENT = 1600  # a large picture, by the providers' own formulas
 _BYTES_PER_TOKEN = 4  # English prose and JSON; an estimate is corrected when the answer is known
 _BYTES_PER_EVENT = 200  # framing and metadata around the text of one streamed event
+
+# More than any answer uses; what claims to be more is no count. All counts of one answer, each as large as this, still
+# add up to less than 2**53, beyond which Redis would not be exact.
+MAX_COUNT = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,11 @@ def read_object(body: bytes, members: Sequence[str]) -> dict[str, object]:
         raise GatewayError(INVALID_JSON) from None
     if not isinstance(value, dict):
         raise GatewayError(INVALID_JSON)
-    if (name := ambiguous_member(body, members)) is not None:
+    try:
+        name = ambiguous_member(body, members)
+    except TooIntricateError:
+        raise GatewayError(INVALID_FIELD, "The request has more parts than can be checked. Send less.") from None
+    if name is not None:
         raise GatewayError(INVALID_FIELD, f"The field '{name}' stands twice in the request. Send it once.")
     return value
 
@@ -161,10 +170,15 @@ def estimate_output_tokens(events: int, size: int) -> int:
     return max(events, (size - events * _BYTES_PER_EVENT) // _BYTES_PER_TOKEN)
 
 
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a provider reported a count of tokens: a whole number, 0 to MAX_COUNT."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
 def count(value: object, name: str) -> int:
     """Return a count that a provider reported in member `name`; 0 for anything that is not one."""
     number = value.get(name) if isinstance(value, dict) else None
-    return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**53 else 0
+    return number if is_count(number) else 0
 
 
 def tightest(levels: Sequence[LimitLevel], dimensions: Sequence[Dimension]) -> LimitLevel | None:
@@ -173,9 +187,9 @@ def tightest(levels: Sequence[LimitLevel], dimensions: Sequence[Dimension]) -> L
     return min(fitting, key=lambda level: level.remaining, default=None)
 
 
-def pick(headers: Headers, allowed: frozenset[str]) -> Headers:
-    """Return the headers (lower-case names) that are on an allow-list."""
-    return [(name, value) for name, value in headers if name in allowed]
+def pick(headers: Iterable[tuple[str, str]], allowed: frozenset[str]) -> Headers:
+    """Return the headers that are on an allow-list (lower-case names), each as often as it stands there."""
+    return [(lower, value) for name, value in headers if (lower := name.lower()) in allowed]
 
 
 # What of a provider's answer may reach a client, in every dialect. Cookies, organisation ids, the provider's own

@@ -2,7 +2,8 @@
 
 Only for bodies that a JSON parser has accepted: here brackets and strings are skipped over, not judged. A body comes
 from a client and can be 32 MiB of anything, so what is inside a value is skipped by the regular expression engine, and
-its quantifiers are possessive (`*+`): they never go back.
+its quantifiers are possessive (`*+`): they never go back. What is left to walk has a bound (`TooIntricateError`): a
+body of nothing but brackets must not hold up a worker's other requests.
 """
 
 import re
@@ -14,9 +15,16 @@ import orjson
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NAME = re.compile(rb"\s*+,?+\s*+(%b)\s*+:\s*+" % _STRING, re.DOTALL)
 _SCALAR = re.compile(rb"%b|[^\s,{}\[\]]++" % _STRING, re.DOTALL)
-_NEXT_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:%b[^"{}\[\]]*+)*+([{}\[\]])' % _STRING, re.DOTALL)
+_FLAT = rb'[^"{}\[\]]*+(?:%b[^"{}\[\]]*+)*+' % _STRING  # all but brackets
+# The next bracket; lists and objects that hold no other are skipped as a whole, some at a time.
+_NEXT_BRACKET = re.compile(rb"%b(?:[\[{]%b[\]}]%b){0,20}+[{}\[\]]" % (_FLAT, _FLAT, _FLAT), re.DOTALL)
+_MAX_STEPS = 100_000  # brackets and members: far more than any conversation has, and less than a second
 # An ASCII letter written as an escape: legal, never needed, and able to hide the name of a member from a byte search.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+
+
+class TooIntricateError(ValueError):
+    """The body has more members or brackets than are walked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +37,17 @@ class Member:
 
 
 def top_level_members(body: bytes) -> Iterator[Member]:
-    """Yield the members of the outermost object, in order. `body` has to be a valid JSON object."""
+    """Yield the members of the outermost object, in order. `body` has to be a valid JSON object.
+
+    Raises TooIntricateError.
+    """
     at = body.index(b"{") + 1
+    steps = 0
     while (name := _NAME.match(body, at)) is not None:
         start = name.end()
-        at = _value_end(body, start)
+        if steps > _MAX_STEPS:
+            raise TooIntricateError
+        at, steps = _value_end(body, start, steps + 1)
         yield Member(orjson.loads(name[1]), start, at)
 
 
@@ -59,14 +73,18 @@ def replace_member(body: bytes, name: str, value: bytes) -> bytes:
     return b'%b"%b":%b%b%b' % (body[:first], name.encode(), value, comma, body[first:])
 
 
-def _value_end(body: bytes, start: int) -> int:
-    """Return where the value that begins at `start` ends."""
+def _value_end(body: bytes, start: int, steps: int) -> tuple[int, int]:
+    """Return where the value that begins at `start` ends, and the steps taken until there. Raises TooIntricateError."""
     scalar = _SCALAR.match(body, start)
     if scalar is not None:
-        return scalar.end()
-    depth = 0
-    for bracket in _NEXT_BRACKET.finditer(body, start):
-        depth += 1 if bracket[1] in b"{[" else -1
+        return scalar.end(), steps
+    depth = 1
+    for bracket in _NEXT_BRACKET.finditer(body, start + 1):
+        steps += 1
+        if steps > _MAX_STEPS:
+            raise TooIntricateError
+        end = bracket.end()
+        depth += 1 if body[end - 1] in b"{[" else -1
         if not depth:
-            return bracket.end()
-    return len(body)
+            return end, steps
+    return len(body), steps

@@ -25,7 +25,9 @@ from edgeproxy.providers.base import (
     estimate_input_tokens,
     estimate_output_tokens,
     flag_member,
+    is_count,
     list_member,
+    pick,
     read_object,
     retry_headers,
     text_member,
@@ -35,7 +37,7 @@ from edgeproxy.providers.body import replace_member
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _MEMBERS = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n")
-_CLIENT_HEADERS = ("accept", "openai-beta")
+_CLIENT_HEADERS = frozenset({"accept", "openai-beta"})
 _ANSWER_HEADERS = frozenset({"openai-processing-ms", "openai-version", "x-should-retry"})
 _BUDGET_KINDS = (BUDGET_EXHAUSTED, REQUEST_EXCEEDS_LIMIT)
 _TOKEN_DIMENSIONS = (Dimension.TOKENS, Dimension.INPUT_TOKENS, Dimension.OUTPUT_TOKENS)
@@ -78,7 +80,7 @@ class OpenAI:
 
     def outgoing_headers(self, secret: str, client_headers: Mapping[str, str]) -> Headers:
         """Return the headers for the provider."""
-        passed = [(name, client_headers[name]) for name in _CLIENT_HEADERS if name in client_headers]
+        passed = pick(client_headers.items(), _CLIENT_HEADERS)
         return [("authorization", f"Bearer {secret}"), ("content-type", "application/json"), *passed]
 
     def incoming_headers(self, status: int, provider_headers: Headers, request_id: str) -> Headers:
@@ -128,13 +130,15 @@ class OpenAI:
 class StreamReader:
     """Reads usage from a chat stream; takes the usage chunk out again when only we had asked for it.
 
-    Usage may stand in any chunk and in several, each the whole so far: the last one counts.
+    Usage may stand in any chunk and in several, each the whole so far: the last one counts. It is final when its chunk
+    finishes a choice or has none, or when the answer ended in order.
     """
 
     def __init__(self, max_bytes: int, *, drop_usage_chunk: bool) -> None:
         self._splitter = sse.EventSplitter(max_bytes)
         self._drop = drop_usage_chunk
         self._usage: Usage | None = None
+        self._is_final = False
         self._events = 0
         self._size = 0
         self._failed = False
@@ -142,22 +146,22 @@ class StreamReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return `chunk`; when a usage chunk has to be taken out, whole events without it."""
-        held = self._splitter.tail if self._drop else b""
         whole = self._splitter.feed(chunk)
         self._size += len(chunk)
-        if self._splitter.overflowed:
-            self._drop = False
-            return held + chunk
-        forward = self._read(whole) if whole else whole
-        return forward if self._drop else chunk
+        if whole and not self._splitter.overflowed:
+            whole = self._read(whole)
+        return whole if self._drop else chunk
 
     def end(self) -> bytes:
-        """Return the unfinished event that was held back, if any."""
-        return self._splitter.tail if self._drop else b""
+        """Return the event that was held back, if any: some servers do not end their last one."""
+        tail = self._read(self._splitter.tail)
+        self._is_final = True
+        return tail if self._drop else b""
 
     def usage(self, input_estimate: int) -> Usage:
         """Return the provider's figures, or an estimate from what passed."""
-        if self._usage is not None and not self._splitter.overflowed and not self._failed:
+        is_final = self._is_final or self.is_finished
+        if self._usage is not None and is_final and not self._splitter.overflowed and not self._failed:
             return self._usage
         known = self._usage or Usage(input_uncached=input_estimate)
         output = max(known.output, estimate_output_tokens(self._events, self._size))
@@ -186,8 +190,14 @@ class StreamReader:
         usage = read_usage(value.get("usage"))
         if usage is None:
             return False
+        choices = value.get("choices")
         self._usage = usage
-        return value.get("choices") == []
+        self._is_final = not isinstance(choices, list) or not choices or any(map(_is_finished, choices))
+        return choices == []
+
+
+def _is_finished(choice: object) -> bool:
+    return isinstance(choice, dict) and choice.get("finish_reason") is not None
 
 
 class ObjectReader:
@@ -237,7 +247,7 @@ def read_usage(value: object) -> Usage | None:
     Cached tokens are a part of the prompt, but some servers report more of them than there are: they are cut to it.
     The total tells when reasoning was left out of the completion.
     """
-    if not isinstance(value, dict) or "prompt_tokens" not in value:
+    if not isinstance(value, dict) or not is_count(value.get("prompt_tokens")):
         return None
     prompt = count(value, "prompt_tokens")
     output = max(count(value, "completion_tokens"), count(value, "total_tokens") - prompt)

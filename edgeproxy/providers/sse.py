@@ -10,7 +10,8 @@ _LONGEST_BOUNDARY = 3
 class EventSplitter:
     """Holds the unfinished tail of a stream and gives out what is whole.
 
-    Beyond `max_bytes` without the end of an event it gives the tail up: `overflowed`, and `feed` returns b"" for ever.
+    Once a tail exceeds `max_bytes` it has `overflowed`: it gives out what it held, and from then on every chunk as it
+    comes. So whatever happens, all that it gave out and its tail are all that it was fed.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -28,27 +29,29 @@ class EventSplitter:
     def feed(self, chunk: bytes) -> bytes:
         """Return all whole events so far, with their boundaries; b"" when none ended in `chunk`."""
         if self.overflowed:
-            return b""
-        if not _last_boundary(self._seam + chunk):
-            return self._keep(chunk)
-        parts = self._parts
-        whole = b"".join([*parts, chunk]) if parts else chunk
-        end = _last_boundary(whole)
-        parts.clear()
-        self._seam, self._size = b"", 0
-        if end < len(whole):
-            self._keep(whole[end:])
-        return whole[:end]
-
-    def _keep(self, part: bytes) -> bytes:
-        self._size += len(part)
-        if self._size > self._max_bytes:
-            self.overflowed = True
+            return chunk
+        if _last_boundary(self._seam + chunk):
+            whole = b"".join([*self._parts, chunk]) if self._parts else chunk
+            end = _last_boundary(whole)
             self._parts.clear()
+            self._seam, self._size = b"", 0
+            whole, chunk = whole[:end], whole[end:]
         else:
-            self._parts.append(part)
-            self._seam = (self._seam + part)[1 - _LONGEST_BOUNDARY :]
-        return b""
+            whole = b""
+        return self._give_up(whole, chunk) if self._size + len(chunk) > self._max_bytes else self._keep(whole, chunk)
+
+    def _keep(self, whole: bytes, rest: bytes) -> bytes:
+        if rest:
+            self._parts.append(rest)
+            self._seam = (self._seam + rest)[1 - _LONGEST_BOUNDARY :]
+            self._size += len(rest)
+        return whole
+
+    def _give_up(self, whole: bytes, rest: bytes) -> bytes:
+        everything = b"".join([whole, *self._parts, rest])
+        self._parts.clear()
+        self.overflowed = True
+        return everything
 
 
 def events(whole: bytes) -> list[bytes]:

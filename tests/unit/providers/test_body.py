@@ -1,0 +1,147 @@
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeproxy.providers.body import TooIntricateError, ambiguous_member, replace_member, top_level_members
+
+# Text with everything that a scanner of bytes could take for the structure of the object.
+NASTY = st.text(st.sampled_from('{}[],:"\\/\n\t\r u0041modelé😀 '), max_size=12)
+NAMES = st.one_of(st.sampled_from(["model", "n", "stream", "mo", "el", ""]), NASTY)
+SCALARS = st.one_of(NASTY, st.integers(-(2**53), 2**53), st.booleans(), st.none(), st.floats(-1e9, 1e9))
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(NAMES, inner, max_size=4))
+)
+WHITESPACE = st.text(" \n\r\t", max_size=3)
+
+
+def hidden(name: str, escaped: list[bool]) -> str:
+    """The name as a JSON string, some of its letters written as escapes."""
+    parts = [
+        f"\\u{ord(letter):04x}" if escape and letter.isascii() else json.dumps(letter)[1:-1]
+        for letter, escape in zip(name, escaped + [False] * len(name), strict=False)
+    ]
+    return f'"{"".join(parts)}"'
+
+
+@st.composite
+def objects(draw, names=NAMES, min_size=0):
+    """The members of an object, and the object written as nobody writes it, but as JSON allows."""
+    members = draw(st.lists(st.tuples(names, VALUES), min_size=min_size, max_size=6))
+    space = [draw(WHITESPACE) for _ in range(4)]
+    pad = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", "\t:\r")]))
+    texts = []
+    for name, value in members:
+        written = hidden(name, draw(st.lists(st.booleans(), max_size=3)))
+        body = json.dumps(value, ensure_ascii=draw(st.booleans()), separators=pad)
+        texts.append(f"{space[0]}{written}{space[1]}:{space[2]}{body}{space[3]}")
+    return members, f"{space[1]}{{{','.join(texts) or space[0]}}}{space[2]}".encode()
+
+
+@given(objects())
+def test_every_member_is_found_where_it_lies(generated):
+    members, body = generated
+    found = list(top_level_members(body))
+    assert [member.name for member in found] == [name for name, _ in members]
+    for member, (_, value) in zip(found, members, strict=True):
+        assert json.loads(body[member.start : member.end]) == value
+        assert body[member.start : member.end].strip() == body[member.start : member.end]
+
+
+def as_pairs(text: str | bytes) -> object:
+    """The JSON value with objects as lists of pairs, so that order and repetition count."""
+    return json.loads(text, object_pairs_hook=list)
+
+
+OURS = st.sampled_from(["model", "n", "stream", "stream_options"])
+
+
+@given(objects(), OURS, VALUES)
+def test_replacing_changes_the_first_member_of_that_name_and_no_other_byte(generated, name, value):
+    members, body = generated
+    written = json.dumps(value).encode()
+    changed = replace_member(body, name, written)
+    expected = [(each, as_pairs(json.dumps(old))) for each, old in members]
+    at = next((index for index, (each, _) in enumerate(members) if each == name), None)
+    if at is None:
+        first = body.index(b"{") + 1
+        assert as_pairs(changed) == [(name, as_pairs(written)), *expected]
+        assert (changed[:first], changed[len(changed) - len(body) + first :]) == (body[:first], body[first:])
+    else:
+        expected[at] = (name, as_pairs(written))
+        member = list(top_level_members(body))[at]
+        assert as_pairs(changed) == expected
+        assert changed == body[: member.start] + written + body[member.end :]
+
+
+@given(objects(names=st.one_of(OURS, NASTY)), st.permutations(["model", "n", "stream"]))
+def test_a_name_that_stands_twice_is_found_however_it_is_written(generated, names):
+    members, body = generated
+    written = [name for name, _ in members]
+    assert ambiguous_member(body, names) == next((name for name in names if written.count(name) > 1), None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"model":"a","model":"b"}',
+        rb'{"model":"a", "x":[{"model":"n"}], "mod\u0065l":"b"}',
+        rb'{"\u006D\u006fdel":1,"\u006d\u006Fdel":2}',
+    ],
+)
+def test_the_spellings_of_a_name_that_stands_twice(body):
+    assert ambiguous_member(body, ["stream", "model"]) == "model"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b'{"model":"model"}',
+        b'{"model":"a","tools":[{"model":1,"x":{"model":2}}],"x":"\\"model\\":"}',
+        b'{"x":{"model":1,"model":2},"model":3}',
+    ],
+)
+def test_what_is_nested_or_a_value_is_no_member(body):
+    assert ambiguous_member(body, ["model"]) is None
+
+
+def test_a_member_is_replaced_however_its_name_is_written():
+    assert replace_member(rb'{"a":1, "mod\u0065l" : "x"}', "model", b'"y"') == rb'{"a":1, "mod\u0065l" : "y"}'
+    assert replace_member(rb'{"a":"\u0065", "n": [1,2]}', "n", b"{}") == rb'{"a":"\u0065", "n": {}}'
+
+
+def test_a_member_is_added_where_there_is_none():
+    assert replace_member(b" { }", "n", b"1") == b' {"n":1 }'
+    assert replace_member(b'{ "a":1}', "n", b"1") == b'{"n":1, "a":1}'
+    assert replace_member(b'{"a":{"n":2},"b":"n"}', "n", b"1") == b'{"n":1,"a":{"n":2},"b":"n"}'
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"[" + b"0," * 500_000 + b"0]",
+        b'"' + b"\\n" * 500_000 + b'"',
+        b"[" * 900 + b"]" * 900,
+        b"[" + b"[]," * 100_000 + b"0]",
+    ],
+    ids=["numbers", "escapes", "deep", "lists"],
+)
+def test_a_body_made_to_be_slow_is_walked_quickly(inside):
+    body = b'{"n":1,"x":' + inside + b',"n":2}'
+    started = time.perf_counter()
+    assert ambiguous_member(body, ["n"]) == "n"
+    assert time.perf_counter() - started < 1
+
+
+def test_a_body_of_nothing_but_brackets_is_not_walked_for_ever() -> None:
+    doubt = b'{"model":"m","note":"\\u0041","x":[' + b",".join([b"[[[]]]"] * 200_000) + b"]}"
+    with pytest.raises(TooIntricateError):
+        ambiguous_member(doubt, ["model"])
+    members = b'{"note":"\\u0041",' + b",".join(b'"k%d":0' % number for number in range(150_000)) + b"}"
+    with pytest.raises(TooIntricateError):
+        ambiguous_member(members, ["model"])
+    conversation = b'{"note":"\\u0041","messages":[' + b",".join([b'{"role":"user","content":["x"]}'] * 20_000) + b"]}"
+    assert ambiguous_member(conversation, ["model"]) is None

@@ -1,0 +1,53 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from edgeproxy import logs
+
+
+def test_an_event_is_one_line_of_json_on_standard_error(capsys):
+    logs.event("task_failed", task="flush", error="ValueError", count=3)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    row = json.loads(captured.err)
+    at = datetime.fromisoformat(row.pop("timestamp"))
+    assert row == {"event": "task_failed", "task": "flush", "error": "ValueError", "count": 3}
+    assert timedelta(0) <= datetime.now(UTC) - at < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\r\nb", '"}\n{"event": "forged"', "\x1b[31m", "\u2028", "\0", "😀"])
+def test_a_value_cannot_break_out_of_its_line(capsys, value):
+    logs.event("task_failed", task=value)
+    written = capsys.readouterr().err
+    assert len(written.splitlines()) == 1
+    assert json.loads(written)["task"] == value
+    assert "\x1b" not in written
+
+
+@pytest.mark.parametrize("field", ["body", "header", "key", "message", "exception", "path", "model", "ip", "event_"])
+def test_a_field_that_nobody_declared_is_an_error_and_is_not_written(capsys, field):
+    with pytest.raises(ValueError, match=f"not declared: {field}$"):
+        logs.event("request_failed", error="ValueError", **{field: "Zq7-secret"})
+    assert capsys.readouterr().err == ""
+
+
+def test_all_declared_fields_can_be_written(capsys):
+    logs.event("anything", **dict.fromkeys(logs.FIELDS, 1))
+    assert json.loads(capsys.readouterr().err).keys() == {"event", "timestamp", *logs.FIELDS}
+
+
+def test_every_field_says_what_it_holds():
+    assert all(logs.FIELDS.values())
+    assert not logs.FIELDS.keys() & {"event", "timestamp"}
+
+
+def test_standard_error_is_looked_up_each_time(monkeypatch, tmp_path):
+    for name in ("one", "two"):
+        with (tmp_path / name).open("w") as stream:
+            monkeypatch.setattr("sys.stderr", stream)
+            logs.event(name)
+    assert json.loads((tmp_path / "one").read_text())["event"] == "one"
+    assert json.loads((tmp_path / "two").read_text())["event"] == "two"
