@@ -43,7 +43,16 @@ async def start_gateway(
             **provider: Any,
         ) -> Gateway:
             return await stack.enter_async_context(
-                run_gateway(redis, operator_secret, pepper_file, tmp_path, bounds, stores, base_url, provider)
+                run_gateway(
+                    redis,
+                    operator_secret,
+                    pepper_file,
+                    tmp_path,
+                    bounds=bounds,
+                    stores=stores,
+                    base_url=base_url,
+                    provider=provider,
+                )
             )
 
         yield start

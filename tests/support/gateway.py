@@ -98,6 +98,7 @@ async def run_gateway(
     operator_secret: Path,
     pepper_file: Path,
     folder: Path,
+    *,
     bounds: dict[str, Any] | None = None,
     stores: dict[str, Any] | None = None,
     base_url: str = "",

@@ -77,7 +77,7 @@ async def test_an_idle_connection_does_not_hold_up_a_stop(
     redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path
 ) -> None:
     bounds = {"drain_ms": 3000}
-    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds) as gateway:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds=bounds) as gateway:
         client = await Client(gateway.url).__aenter__()
         client.send("GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         await client.answer()
@@ -91,7 +91,7 @@ async def test_an_answer_that_outlasts_a_stop_is_reset_in_time_and_counted(
     redis_url: str, operator_secret: Path, pepper_file: Path, tmp_path: Path, redis: redis_asyncio.Redis
 ) -> None:
     bounds = {"drain_ms": 1000}
-    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds) as gateway:
+    async with run_gateway(redis_url, operator_secret, pepper_file, tmp_path, bounds=bounds) as gateway:
         secret = await gateway.issue()
         raw = json.dumps(chat("gpt-mock:stall-after-2", stream=True)).encode()
         client = await Client(gateway.url).__aenter__()
