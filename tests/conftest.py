@@ -13,10 +13,17 @@ import asyncpg
 import pytest
 import redis as redis_sync
 import redis.asyncio as redis_asyncio
+from hypothesis import settings
 
 from edgeproxy.embedded.placement import SHARED, Placement, place
 from edgeproxy.embedded.postgres import EmbeddedPostgres
 from edgeproxy.embedded.redis import EmbeddedRedis
+
+# A busy machine is no failure, a run can be repeated, and nothing is left in the working folder.
+# HYPOTHESIS_PROFILE=search looks for other examples.
+settings.register_profile("edgeproxy", deadline=None, database=None, derandomize=True)
+settings.register_profile("search", deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "edgeproxy"))
 
 
 @contextmanager

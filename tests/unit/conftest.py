@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import redis.asyncio as redis_asyncio
-from hypothesis import settings
 
 from edgeproxy.control.installation import Control
 from edgeproxy.domain.identifiers import uuid7
@@ -26,10 +25,6 @@ from edgeproxy.metrics import Metrics
 from edgeproxy.store.database import Database, connect
 from edgeproxy.store.keys import StoredKey
 from edgeproxy.store.migrate import migrate
-
-# A busy machine is no failure, and nothing is left in the working folder.
-settings.register_profile("edgeproxy", deadline=None, database=None)
-settings.load_profile("edgeproxy")
 
 PARTITIONS = 4
 EMPTY = """

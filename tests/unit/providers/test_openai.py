@@ -320,6 +320,14 @@ def test_a_budget_that_is_used_up_makes_clients_stop_and_a_rate_limit_makes_them
     assert "x-should-retry" not in dict(headers)
 
 
+def test_the_type_of_an_error_says_who_has_to_act():
+    types = {kind.code: orjson.loads(DIALECT.error(GatewayError(kind), "id")[1])["error"]["type"] for kind in KINDS}
+    for kind in KINDS:
+        if kind.status != 429:
+            assert types[kind.code] == ("invalid_request_error" if kind.status < 500 else "server_error")
+    assert types["rate_limited"] == types["concurrency_reached"] == "rate_limit_exceeded"
+
+
 def test_a_message_of_ours_replaces_the_general_one():
     _, body = DIALECT.error(GatewayError(INVALID_KEY, "More precisely."), "id")
     assert orjson.loads(body)["error"]["message"] == "More precisely."
