@@ -46,6 +46,7 @@ def event(name: str, **fields: int | str) -> None:
 def take_over_libraries() -> None:
     """From now on show what libraries log as events, without their texts: those quote what a library was handling."""
     logging.basicConfig(level=logging.WARNING, handlers=[_NamesOnly()], force=True)
+    logging.captureWarnings(capture=True)
 
 
 class _NamesOnly(logging.Handler):

@@ -96,5 +96,10 @@ def test_a_store_that_is_away_is_told_in_one_line_with_its_setting(store, settin
     assert "\n" not in line
 
 
+def test_a_store_says_whether_a_command_may_have_run():
+    assert not StoreUnavailable("redis").may_have_run
+    assert StoreUnavailable("redis", may_have_run=True).may_have_run
+
+
 def test_an_error_for_the_operator_is_told_as_it_is():
     assert operator_line(OperatorError("workers must be 1 to 64")) == "workers must be 1 to 64"

@@ -1,4 +1,6 @@
 import json
+import logging
+import warnings
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,3 +53,64 @@ def test_standard_error_is_looked_up_each_time(monkeypatch, tmp_path):
             logs.event(name)
     assert json.loads((tmp_path / "one").read_text())["event"] == "one"
     assert json.loads((tmp_path / "two").read_text())["event"] == "two"
+
+
+@pytest.fixture
+def library():
+    """The logger of a library, after its texts were taken over; what pytest itself listens with comes back."""
+    top = logging.getLogger()
+    handlers, level = top.handlers[:], top.level
+    top.handlers.clear()  # not closed: they are pytest's
+    logs.take_over_libraries()
+    yield logging.getLogger("some.library")
+    logging.captureWarnings(capture=False)
+    top.handlers[:] = handlers
+    top.setLevel(level)
+
+
+def rows(capsys):
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "Zq7" not in written.err
+    found = [json.loads(line) for line in written.err.splitlines()]
+    assert all(row.pop("timestamp") for row in found)
+    return found
+
+
+def test_what_a_library_logs_is_told_without_its_text(capsys, library):
+    library.warning("Zq7 %s", "Zq7-value", extra={"Zq7": "Zq7"})
+    library.error("Zq7")
+    told = {"event": "library_warning", "library": "some.library"}
+    assert rows(capsys) == [{**told, "error": "WARNING"}, {**told, "error": "ERROR"}]
+
+
+def test_an_exception_in_a_library_is_told_by_its_type_alone(capsys, library):
+    try:
+        int("Zq7-text")
+    except ValueError:
+        library.exception("Zq7")
+    library.error("Zq7", exc_info=True)
+    assert [row["error"] for row in rows(capsys)] == ["ValueError", "ERROR"]
+
+
+def test_a_warning_is_told_without_its_text(capsys, library):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=False)
+        logs.take_over_libraries()
+        warnings.warn("Zq7", UserWarning, stacklevel=1)
+        logging.captureWarnings(capture=False)
+    assert rows(capsys) == [{"event": "library_warning", "library": "py.warnings", "error": "WARNING"}]
+
+
+def test_what_libraries_chat_about_is_not_told(capsys, library):
+    library.info("Zq7")
+    library.debug("Zq7")
+    assert rows(capsys) == []
+
+
+def test_taking_over_replaces_what_listened_before(capsys, library):
+    logging.getLogger().addHandler(logging.StreamHandler())
+    logs.take_over_libraries()
+    library.warning("Zq7")
+    assert len(rows(capsys)) == 1
