@@ -12,7 +12,7 @@ import orjson
 
 from edgeproxy.domain.limits import Dimension
 from edgeproxy.domain.usage import Usage
-from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_KEY, REQUEST_EXCEEDS_LIMIT, GatewayError, Source
+from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_FIELD, INVALID_KEY, REQUEST_EXCEEDS_LIMIT, GatewayError, Source
 from edgeproxy.providers import sse
 from edgeproxy.providers.base import (
     Headers,
@@ -60,6 +60,8 @@ class OpenAI:
             declared = count_member(value, "max_tokens")
         choices = count_member(value, "n") or 1
         options = value.get("stream_options")
+        if options is not None and not isinstance(options, dict):
+            raise GatewayError(INVALID_FIELD, "The field 'stream_options' must be an object.")
         return RequestFacts(
             model=model,
             stream=stream,
@@ -73,9 +75,8 @@ class OpenAI:
         if model != facts.model:
             body = replace_member(body, "model", orjson.dumps(model))
         if ask_for_usage:
-            options = orjson.loads(body).get("stream_options")
-            asked = {**options, "include_usage": True} if isinstance(options, dict) else {"include_usage": True}
-            body = replace_member(body, "stream_options", orjson.dumps(asked))
+            options = orjson.loads(body).get("stream_options") or {}
+            body = replace_member(body, "stream_options", orjson.dumps({**options, "include_usage": True}))
         return body
 
     def outgoing_headers(self, secret: str, client_headers: Mapping[str, str]) -> Headers:

@@ -129,7 +129,6 @@ def test_the_declared_maximum_is_that_of_all_choices(fields, most):
         ({"include_usage": False}, False),
         ({"include_usage": 1}, False),
         ({"include_usage": "true"}, False),
-        ("include_usage", False),
     ],
 )
 def test_usage_is_requested_only_by_a_plain_true(options, requested):
@@ -156,6 +155,8 @@ def test_usage_is_requested_only_by_a_plain_true(options, requested):
         body_of(max_completion_tokens=SECRET),
         body_of(n="2"),
         body_of(n=2**60),
+        body_of(stream=True, stream_options=SECRET),
+        body_of(stream_options=[SECRET]),
         b'{"model":"a","messages":[],"model":"b"}',
         rb'{"model":"a","messages":[],"\u006dodel":"b"}',
         b'{"model":"a","messages":[],"stream":true,"stream":false}',
