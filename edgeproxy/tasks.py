@@ -12,15 +12,22 @@ T = TypeVar("T")
 _running: set[asyncio.Task[Any]] = set()
 
 
-def spawn(name: str, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+def spawn(name: str, coroutine: Coroutine[Any, Any, T], *, is_awaited: bool = False) -> asyncio.Task[T]:
     """Start `coroutine` as a named task, keep it alive until it ends, and log its end if it was a failure.
 
-    The caller owns the task: it cancels or awaits it. Only the type of the exception is logged.
+    The caller owns the task: it cancels or awaits it. Only the type of the exception is logged; where the caller awaits
+    the outcome (`is_awaited`), telling of a failure is left to the caller.
     """
     task = asyncio.get_running_loop().create_task(coroutine, name=name)
     _running.add(task)
-    task.add_done_callback(_ended)
+    task.add_done_callback(_ended_quietly if is_awaited else _ended)
     return task
+
+
+def _ended_quietly(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen, also when the caller gave up waiting for it
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

@@ -4,18 +4,24 @@ No answer says why a key is turned away: missing, malformed, unknown, revoked an
 request is logged, and no exception text leaves.
 """
 
+import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from edgeproxy import logs
+from edgeproxy import logs, tasks
 from edgeproxy.control.installation import Control
 from edgeproxy.control.usage import usage_report
 from edgeproxy.errors import INTERNAL, INVALID_KEY, OperatorError, StoreUnavailable
 
 RETRY_AFTER_S = 5  # a store that is restarted is back by then
+ANSWER_TIMEOUT_S = 5.0  # a report takes milliseconds; a person who waits longer wants to know
+
+T = TypeVar("T")
 
 _CONTROL: web.AppKey[Control] = web.AppKey("control", Control)
 _HEADERS = {
@@ -50,10 +56,25 @@ async def _alive(_request: web.Request) -> web.Response:
 async def _usage(request: web.Request) -> web.Response:
     """Tell the holder of a key what it used and what is left."""
     secret = _secret_of(request)
-    report = await usage_report(request.app[_CONTROL], secret) if secret else None
+    report = await _in_time(usage_report(request.app[_CONTROL], secret)) if secret else None
     if report is None:
         return _error(401, INVALID_KEY.code, INVALID_KEY.message, {"WWW-Authenticate": "Bearer"})
     return _json(200, report)
+
+
+async def _in_time(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns. Raises StoreUnavailable when that takes too long: a store that is frozen is away.
+
+    Work that was given up is not waited for: handing a connection back to a frozen server takes its own time.
+    """
+    task = tasks.spawn("usage report", work, is_awaited=True)
+    try:
+        done, _ = await asyncio.wait([task], timeout=ANSWER_TIMEOUT_S)
+    finally:
+        task.cancel()
+    if not done:
+        raise StoreUnavailable("postgresql")
+    return task.result()
 
 
 def _secret_of(request: web.Request) -> str:

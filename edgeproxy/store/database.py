@@ -87,7 +87,8 @@ def mapped_errors() -> Iterator[None]:
         if sqlstate.startswith(_MISTAKE):
             raise
         raise StoreUnavailable(STORE) from None
-    except (asyncpg.InterfaceError, OSError):  # OSError: refused, reset, and TimeoutError
+    # OSError: refused, reset, and TimeoutError. InternalClientError: a connection that broke while it was made.
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError):
         raise StoreUnavailable(STORE) from None
 
 

@@ -92,3 +92,13 @@ async def test_a_report_without_an_exception_tells_no_text_either(capsys):
     written = capsys.readouterr().err
     assert SECRET not in written
     assert json.loads(written)["event"] == "callback_failed"
+
+
+async def test_a_failure_that_its_owner_awaits_is_the_owners_to_tell(capsys):
+    async def fail():
+        raise ValueError("Zq7")
+
+    task = tasks.spawn("awaited", fail(), is_awaited=True)
+    with pytest.raises(ValueError, match="Zq7"):
+        await task
+    assert capsys.readouterr().err == ""

@@ -159,3 +159,15 @@ async def test_nothing_of_a_request_is_printed(control, raw, capfd, caplog, unus
 async def test_the_process_says_that_it_is_alive(client):
     answer = await client.get("/healthz")
     assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+async def test_a_store_that_is_frozen_is_told_in_time(client, control, issued, monkeypatch):
+    monkeypatch.setattr(routes, "ANSWER_TIMEOUT_S", 0.2)
+    headers = {"x-api-key": issued.secret}
+    async with control.database.transaction() as connection:
+        await connection.execute("LOCK TABLE keys IN ACCESS EXCLUSIVE MODE")
+        answer = await client.get("/api/v1/usage", headers=headers)
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == str(routes.RETRY_AFTER_S)
+    monkeypatch.undo()
+    assert (await client.get("/api/v1/usage", headers=headers)).status == 200

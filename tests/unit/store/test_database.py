@@ -112,3 +112,11 @@ async def test_a_closed_pool_is_unavailable(migrated_url):
     with pytest.raises(StoreUnavailable):
         async with database.transaction():
             pass
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.InternalClientError, asyncpg.InterfaceError, ConnectionResetError, TimeoutError]
+)
+def test_a_connection_that_breaks_in_any_way_counts_as_away(error):
+    with pytest.raises(StoreUnavailable, match=r"^postgresql$"), module.mapped_errors():
+        raise error("canary")
