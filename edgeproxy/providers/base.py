@@ -35,7 +35,8 @@ class RequestFacts:
     """What the gateway has to know of a request's body.
 
     `input_estimate` and `output_max` are tokens; `output_max` None means that the request declares no maximum.
-    `usage_requested` says that a stream brings its usage without being asked by us.
+    `usage_requested` says that a stream brings its usage without being asked by us; `stream_options` is where a client
+    asks for it.
     """
 
     model: str
@@ -43,6 +44,7 @@ class RequestFacts:
     input_estimate: int
     output_max: int | None
     usage_requested: bool = True
+    stream_options: dict[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

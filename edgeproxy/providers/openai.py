@@ -67,7 +67,8 @@ class OpenAI:
             stream=stream,
             input_estimate=estimate_input_tokens(body),
             output_max=None if declared is None else declared * choices,
-            usage_requested=isinstance(options, dict) and options.get("include_usage") is True,
+            usage_requested=options is not None and options.get("include_usage") is True,
+            stream_options=options,
         )
 
     def outgoing_body(self, body: bytes, facts: RequestFacts, model: str, *, ask_for_usage: bool) -> bytes:
@@ -75,8 +76,8 @@ class OpenAI:
         if model != facts.model:
             body = replace_member(body, "model", orjson.dumps(model))
         if ask_for_usage:
-            options = orjson.loads(body).get("stream_options") or {}
-            body = replace_member(body, "stream_options", orjson.dumps({**options, "include_usage": True}))
+            options = {**(facts.stream_options or {}), "include_usage": True}
+            body = replace_member(body, "stream_options", orjson.dumps(options))
         return body
 
     def outgoing_headers(self, secret: str, client_headers: Mapping[str, str]) -> Headers:
