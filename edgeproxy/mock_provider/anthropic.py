@@ -1,8 +1,9 @@
-"""The mock's Anthropic dialect: Messages, unary and streamed.
+"""The mock's Anthropic dialect: Messages, unary and streamed, and the count of a message's tokens.
 
 Framing: LF, `event:` and one `data:` line whose JSON is padded with spaces, no [DONE]; a ping right after the
 first block starts and then now and again. `message_start` has a complete usage object with a provisional
-output count, `message_delta` replaces the counts and has no breakdown of the cache writes.
+output count, `message_delta` replaces the counts and has no breakdown of the cache writes. What a compaction or an
+advisor (another model) used is in `iterations` only, not in the counts at the top.
 """
 
 from collections.abc import Iterator
@@ -10,10 +11,15 @@ from typing import Any
 
 import orjson
 
-from edgeproxy.mock_provider.exchange import Exchange, Finish
+from edgeproxy.mock_provider.endpoint import JSON, Bill, Problem, Refusal
+from edgeproxy.mock_provider.exchange import Exchange, Finish, Tokens
+
+ADVISOR_MODEL = "claude-mock-advisor"
 
 _PING_EVERY = 16  # deltas between pings: often enough to be in every longer test
 _FINISH = {Finish.STOP: "end_turn", Finish.LENGTH: "max_tokens", Finish.TOOL: "tool_use"}
+_REQUEST_ID = "req_mock_anthropic"
+_FINAL = (400, 401, 403, 404, 413)  # the same request would fail again
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -31,7 +37,7 @@ _ERROR_TYPES = {
 def answer_headers(exchange: Exchange) -> dict[str, str]:
     """Headers that the provider adds to every answer, the ones that a gateway must hide included."""
     return {
-        "request-id": "req_mock_anthropic",
+        "request-id": _REQUEST_ID,
         "anthropic-organization-id": "organisation-of-the-operator",
         "anthropic-workspace-id": "workspace-of-the-operator",
         "anthropic-ratelimit-tokens-limit": "4000000",
@@ -45,16 +51,29 @@ def answer_headers(exchange: Exchange) -> dict[str, str]:
     }
 
 
+def bill(exchange: Exchange) -> Bill:
+    """All tokens at the models that used them, an advisor's at its own."""
+    own = exchange.tokens + _apart(exchange.behaviour.compaction)
+    return {exchange.served_model: own} | (
+        {ADVISOR_MODEL: _apart(exchange.behaviour.advisor)} if exchange.behaviour.advisor else {}
+    )
+
+
+def counted(exchange: Exchange) -> bytes:
+    """Body of the answer to a request for the number of input tokens."""
+    return orjson.dumps({"input_tokens": exchange.tokens.input_total})
+
+
 def unary(exchange: Exchange) -> bytes:
     """Body of a unary answer."""
-    text = "".join(exchange.texts())
+    text = exchange.text
     block: dict[str, Any] = {"type": "text", "text": text}
     if exchange.finish is Finish.TOOL:
         block = _tool_block(exchange, orjson.loads(text))
     message = _message(exchange, [block] if text else [])
     message["stop_reason"] = _FINISH[exchange.finish]
     if not exchange.behaviour.no_usage:
-        message["usage"] = _usage_at_start(exchange) | {"output_tokens": exchange.tokens.output_total}
+        message["usage"] = _usage_at_start(exchange) | _usage_at_end(exchange)
     return orjson.dumps(message)
 
 
@@ -64,7 +83,7 @@ def events(exchange: Exchange) -> Iterator[bytes]:
     is_tool = exchange.finish is Finish.TOOL
     start = _message(exchange, [])
     if with_usage:
-        start["usage"] = _usage_at_start(exchange)
+        start["usage"] = _usage_at_start(exchange, provisional=exchange.behaviour.provisional)
     yield _event("message_start", {"message": start})
     block = _tool_block(exchange, {}) if is_tool else {"type": "text", "text": ""}
     yield _event("content_block_start", {"index": 0, "content_block": block})
@@ -82,14 +101,24 @@ def events(exchange: Exchange) -> Iterator[bytes]:
     yield _event("message_stop", {})
 
 
+def refusal(problem: Problem) -> Refusal:
+    """Status, headers and body of an error answer."""
+    headers = {"content-type": JSON, "set-cookie": "__cf_bm=operators-cookie; path=/", "request-id": _REQUEST_ID}
+    if problem.behaviour.retry_after is not None:
+        headers["retry-after"] = str(problem.behaviour.retry_after)
+    if problem.status in _FINAL:
+        headers["x-should-retry"] = "false"
+    return Refusal(problem.status, headers, error_body(problem.status, problem.message))
+
+
 def error_body(status: int, message: str) -> bytes:
     """Body of an error answer."""
     kind = _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     error = {"type": kind, "message": message}
-    return orjson.dumps({"type": "error", "error": error, "request_id": "req_mock_anthropic"})
+    return orjson.dumps({"type": "error", "error": error, "request_id": _REQUEST_ID})
 
 
-def error_event() -> bytes:
+def error_event(_exchange: Exchange | None = None) -> bytes:
     """Event that reports an error in the middle of a stream."""
     error = {"type": "overloaded_error", "message": "Overloaded"}
     return b"event: error\ndata: " + orjson.dumps({"type": "error", "error": error}) + b"\n\n"
@@ -112,17 +141,14 @@ def _tool_block(exchange: Exchange, arguments: dict[str, Any]) -> dict[str, Any]
     return {"type": "tool_use", "id": "toolu_Mock0123456789", "name": exchange.tool_name, "input": arguments}
 
 
-def _usage_at_start(exchange: Exchange) -> dict[str, Any]:
-    tokens = exchange.tokens
+def _usage_at_start(exchange: Exchange, *, provisional: bool = False) -> dict[str, Any]:
+    usage = _input_counts(exchange.tokens)
+    if provisional:  # what tools of the provider's own read is not counted yet, what came from the cache will change
+        usage["input_tokens"] //= 2
+        usage["cache_read_input_tokens"] += usage["input_tokens"]
     return {
-        "input_tokens": tokens.input_uncached,
-        "cache_creation_input_tokens": tokens.cache_write,
-        "cache_read_input_tokens": tokens.cache_read,
-        "cache_creation": {
-            "ephemeral_5m_input_tokens": tokens.cache_write,
-            "ephemeral_1h_input_tokens": 0,
-        },
-        "output_tokens": min(1, tokens.output_total),  # provisional, replaced at the end
+        **usage,
+        "output_tokens": min(1, exchange.tokens.output_total),  # provisional, replaced at the end
         "service_tier": "standard",
         "inference_geo": "not_available",
     }
@@ -130,12 +156,48 @@ def _usage_at_start(exchange: Exchange) -> dict[str, Any]:
 
 def _usage_at_end(exchange: Exchange) -> dict[str, Any]:
     tokens = exchange.tokens
-    return {
+    usage = {
         "input_tokens": tokens.input_uncached,
         "cache_creation_input_tokens": tokens.cache_write,
         "cache_read_input_tokens": tokens.cache_read,
         "output_tokens": tokens.output_total,
         "output_tokens_details": {"thinking_tokens": tokens.reasoning},
+    }
+    if tokens.web_searches:
+        usage["server_tool_use"] = {"web_search_requests": tokens.web_searches, "web_fetch_requests": 0}
+    iterations = _iterations(exchange)
+    return usage | ({"iterations": iterations} if len(iterations) > 1 else {})
+
+
+def _iterations(exchange: Exchange) -> list[dict[str, Any]]:
+    """What was billed, pass by pass; the message's own pass is also in the counts at the top."""
+    behaviour = exchange.behaviour
+    passes = [_pass("message", exchange.tokens)]
+    if behaviour.compaction:
+        passes.insert(0, _pass("compaction", _apart(behaviour.compaction)))
+    if behaviour.advisor:
+        passes.append(_pass("advisor_message", _apart(behaviour.advisor)) | {"model": ADVISOR_MODEL})
+    return passes
+
+
+def _pass(kind: str, tokens: Tokens) -> dict[str, Any]:
+    return {"type": kind, **_input_counts(tokens), "output_tokens": tokens.output_total}
+
+
+def _apart(tokens: int) -> Tokens:
+    """Tokens of a pass of its own: so many as input, a tenth as output."""
+    return Tokens(input_uncached=tokens, output=tokens // 10)
+
+
+def _input_counts(tokens: Tokens) -> dict[str, Any]:
+    return {
+        "input_tokens": tokens.input_uncached,
+        "cache_creation_input_tokens": tokens.cache_write,
+        "cache_read_input_tokens": tokens.cache_read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": tokens.cache_write - tokens.cache_write_1h,
+            "ephemeral_1h_input_tokens": tokens.cache_write_1h,
+        },
     }
 
 

@@ -9,12 +9,12 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from edgeproxy.mock_provider.directives import Behaviour, Fault, FaultKind
-from edgeproxy.mock_provider.exchange import Tokens
+from edgeproxy.mock_provider.endpoint import Bill
 
 GARBAGE = b"\x00\xff\xfe{]garbage\r\n\r\ndata: {\n" * 8
 
@@ -31,7 +31,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     pieces: Iterable[bytes]
-    tokens: Tokens
+    bill: Bill = field(default_factory=dict)
     error_event: bytes = b""
 
 
@@ -40,7 +40,8 @@ async def deliver(
 ) -> tuple[web.StreamResponse, bool]:
     """Send the answer. Returns the response, and whether its last byte was handed to the transport."""
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    compressor = _compressor(request, behaviour)
+    # A recording may be compressed already, as it travelled.
+    compressor = None if "content-encoding" in response.headers else _compressor(request, behaviour)
     if compressor:
         response.headers["content-encoding"] = "gzip"
     delivery = _Delivery(request, response, answer, behaviour, compressor)

@@ -2,7 +2,8 @@
 
 What stands before the colon is the name that the answer carries. After it come directives, joined by dots: a
 whole scenario fits in the one field that every client can set and every gateway passes on. An unknown directive
-is an error: a scenario with a typing mistake must not pass as an ordinary answer.
+is an error: a scenario with a typing mistake must not pass as an ordinary answer. A directive that an endpoint has no
+use for changes nothing.
 
 `recording:<provider>/<file>` serves a recorded answer instead of a made-up one; a second colon adds
 directives.
@@ -63,7 +64,22 @@ class Behaviour:
     gzip: bool = False  # compressed, where the request accepts it
     length: bool = False  # unary: content-length instead of chunks
     deepseek: bool = False  # keep-alives, usage on the last chunk that has a choice
-    xai: bool = False  # completion tokens without the reasoning ones, cost in the usage
+    xai: bool = False  # chat completions without the reasoning tokens, cost in the usage, errors as texts
+    perplexity: bool = False  # chat: usage in every chunk so far, cost in it, CRLF, no [DONE]
+    moderation: bool = False  # chat: one more chunk without choices after the one with the usage
+    incomplete: bool = False  # responses: the terminal event says that the answer is incomplete
+    failed: bool = False  # responses: the terminal event says that the answer failed
+    alias: bool = False  # the answer names another model than the request
+    provisional: bool = False  # Anthropic: the stream begins with other counts than it ends with
+    hops: bool = False  # Gemini: the counters start again in the middle, only the last object has the whole
+    traffic: bool = False  # Gemini: objects in between whose usage is a trafficType only
+    raw_error: bool = False  # Gemini: `error-after` leaves a pretty-printed object without `data:`
+    cache_write_1h: int = 0  # input tokens written to the cache for an hour, beside all others
+    tool_use_prompt: int = 0  # input tokens that the provider's own tools read; Gemini keeps them apart
+    web_search: int = 0  # searches that the provider made
+    advisor: int = 0  # Anthropic: input tokens of another model, named in the iterations only
+    compaction: int = 0  # Anthropic: input tokens of a compaction pass, in the iterations only
+    duration: int = 0  # transcription: usage is so many seconds, not tokens
     recording: str = ""  # file below the recordings folder
 
     def healthy(self) -> "Behaviour":
@@ -83,7 +99,16 @@ FLAGS: dict[str, str] = {
     "gzip": "compress when the request accepts it",
     "length": "content-length instead of chunked for a unary answer",
     "deepseek": "keep-alives, usage on the last chunk with a choice",
-    "xai": "completion tokens without reasoning, cost in the usage",
+    "xai": "completion tokens without reasoning, cost in the usage, xAI's errors",
+    "perplexity": "usage in every chunk, CRLF, no [DONE]",
+    "moderation": "one more chunk without choices after the usage",
+    "incomplete": "end a response as incomplete",
+    "failed": "end a response as failed",
+    "alias": "the answer names another model",
+    "provisional": "an Anthropic stream begins with counts that its end replaces",
+    "hops": "Gemini's counters start again in the middle",
+    "traffic": "Gemini objects in between that have a trafficType only",
+    "raw-error": "Gemini's error in the middle comes without data:",
 }
 
 # name: (lowest, highest, meaning). The upper bounds keep one request from occupying the process for ever.
@@ -96,14 +121,20 @@ NUMBERS: dict[str, tuple[int, int, str]] = {
     "output": (0, 2**31, "output tokens without reasoning"),
     "cached": (0, 2**31, "input tokens read from cache, beside the uncached ones"),
     "cache-write": (0, 2**31, "input tokens written to cache, beside the uncached ones"),
+    "cache-write-1h": (0, 2**31, "input tokens written to cache for an hour, beside all others"),
     "reasoning": (0, 2**31, "reasoning tokens, beside the visible output"),
+    "tool-use-prompt": (0, 2**31, "input tokens of the provider's own tools, beside all others"),
+    "web-search": (0, 100, "searches that the provider makes"),
+    "advisor": (0, 2**31, "input tokens of another model in Anthropic's iterations; a tenth as output"),
+    "compaction": (0, 2**31, "input tokens of a compaction in Anthropic's iterations; a tenth as output"),
+    "duration": (0, 86_400, "a transcription's usage in seconds"),
     "status": (400, 599, "answer with this error"),
     "retry-after": (0, 86_400, "seconds, with an error status"),
     "first": (1, 1_000_000, "status and faults apply to the first N requests of this model name only"),
 }
 
 _MAX_AFTER = 1_000_000
-_NUMBERED = re.compile(r"(?P<name>[a-z-]+)-(?P<number>[0-9]{1,10})")
+_NUMBERED = re.compile(r"(?P<name>[a-z][a-z0-9-]*)-(?P<number>[0-9]{1,10})")
 _FAULTS = {kind.value: kind for kind in FaultKind}
 _SHORT = {"interval": "interval-ms", "first-byte": "first-byte-ms"}  # the unit may be left out
 

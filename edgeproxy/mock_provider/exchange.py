@@ -5,16 +5,24 @@ count.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any
 
 import orjson
 
 from edgeproxy.mock_provider.directives import Behaviour, behaviour_of
 
+CREATED_S = 1_790_000_000  # fixed: the same request gets the same bytes
 # Several scripts and an emoji, so that a cut can fall inside a UTF-8 sequence.
 WORDS = ("Hello", " from", " the", " mock", " provider", ".", " Grüße", " こんにちは", " \N{OWL}")
+
+_MAX_CHOICES = 128
+_NANOS_PER_TOKEN = 2_500  # 2.50 USD per million, whatever the token, where a provider reports its charge
+_NANOS_PER_SEARCH = 5_000_000
+_PROMPTS = ("system", "messages", "instructions", "input", "prompt")  # OpenAI's and Anthropic's
+_GEMINI_PROMPTS = ("systemInstruction", "system_instruction", "contents", "content", "requests")
+_TEXTS = ("text", "content", "parts")  # where a message, an item or a part has its text
 
 
 class Finish(Enum):
@@ -27,13 +35,16 @@ class Finish(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """AI tokens of one answer. The parts do not overlap: their sum is what a provider bills."""
+    """AI tokens of one answer. The first five do not overlap: their sum is what a provider bills."""
 
     input_uncached: int = 0
     cache_read: int = 0
     cache_write: int = 0
     output: int = 0  # visible output
     reasoning: int = 0
+    cache_write_1h: int = 0  # those of `cache_write` that are kept for an hour
+    web_searches: int = 0  # billed apart
+    cost_nanos: int = 0  # what the answer says that it cost, in 1e-9 USD
 
     @property
     def input_total(self) -> int:
@@ -45,6 +56,9 @@ class Tokens:
         """All output: visible and reasoning."""
         return self.output + self.reasoning
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -54,15 +68,23 @@ class Exchange:
     behaviour: Behaviour
     streamed: bool
     include_usage: bool  # stream_options.include_usage of the OpenAI dialect
-    chunks: int
+    choices: int  # how often the whole text is answered
+    chunks: int  # text deltas of each choice
     tokens: Tokens
     finish: Finish
     tool_name: str
+    fields: Mapping[str, Any]  # the request's own
+    array: bool = False  # Gemini: streamed as a JSON array
 
     @property
     def served_model(self) -> str:
-        """The model's name without directives."""
-        return self.model.partition(":")[0]
+        """The model's name without directives, or another one."""
+        return self.model.partition(":")[0] + ("-2026-11-21" if self.behaviour.alias else "")
+
+    @property
+    def text(self) -> str:
+        """The whole text of one choice."""
+        return "".join(self.texts())
 
     def texts(self) -> Iterator[str]:
         """Give the text of each delta. For a tool call they join to a JSON object {"text": ...}."""
@@ -75,88 +97,109 @@ class Exchange:
             yield text
 
 
-class Dialect(Protocol):
-    """One provider's wire shape; the modules `openai` and `anthropic` are the two of them."""
-
-    def answer_headers(self, exchange: Exchange) -> dict[str, str]:
-        """Headers that the provider adds to every answer, the ones that a gateway must hide included."""
-
-    def unary(self, exchange: Exchange) -> bytes:
-        """Body of a unary answer."""
-
-    def events(self, exchange: Exchange) -> Iterator[bytes]:
-        """Whole events of a streamed answer, in order, each with its blank line."""
-
-    def error_body(self, status: int, message: str) -> bytes:
-        """Body of an error answer."""
-
-    def error_event(self) -> bytes:
-        """Event that reports an error in the middle of a stream."""
-
-
 def exchange_of(raw: bytes) -> Exchange:
-    """Understand a request body. Raises ValueError with a line that says what is wrong with it."""
+    """Understand a JSON body that names its model. Raises ValueError with a line that says what is wrong with it."""
+    return exchange_from(fields_of(raw))
+
+
+def fields_of(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body. Raises ValueError."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         raise ValueError("the body is not JSON") from None
-    if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+    if not isinstance(body, dict):
+        raise ValueError("the body names no model: it is not an object")  # noqa: TRY004  the data is wrong, not the call
+    return body
+
+
+def exchange_from(body: Mapping[str, Any]) -> Exchange:
+    """Understand the fields of a request. Raises ValueError with a line that says what is wrong with them."""
+    model = body.get("model")
+    if not isinstance(model, str):
         raise ValueError("you must provide a model parameter")  # noqa: TRY004  the data is wrong, not the call
-    behaviour = behaviour_of(body["model"])
+    behaviour = behaviour_of(model)
     bound = _declared_maximum(body)
     chunks = behaviour.chunks if bound is None else min(behaviour.chunks, bound)
+    choices = _choices(body)
     tool_name = _first_tool(body) if behaviour.tool and chunks else ""
     options = body.get("stream_options")
     return Exchange(
-        model=body["model"],
+        model=model,
         behaviour=behaviour,
         streamed=body.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        choices=choices,
         chunks=chunks,
-        tokens=Tokens(
-            input_uncached=count_words(body) if behaviour.input is None else behaviour.input,
-            cache_read=behaviour.cached,
-            cache_write=behaviour.cache_write,
-            output=chunks if behaviour.output is None else behaviour.output,
-            reasoning=behaviour.reasoning,
-        ),
+        tokens=_tokens(behaviour, words=count_words(body), output=chunks * choices),
         finish=_finish(tool_name, cut_short=chunks < behaviour.chunks),
         tool_name=tool_name,
+        fields=body,
     )
 
 
 def count_words(body: Mapping[str, object]) -> int:
-    """Count the words of `system` and of all message texts: the input tokens of a made-up answer."""
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        messages = []
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    return sum(_words_of(content) for content in [body.get("system"), *contents])
+    """Count the words of everything that prompts a model: the input tokens of a made-up answer."""
+    return sum(_words_of(body.get(name)) for name in (*_PROMPTS, *_GEMINI_PROMPTS))
 
 
-def _words_of(content: object) -> int:
-    if isinstance(content, str):
-        return len(content.split())
-    if isinstance(content, list):
-        return sum(_words_of(part.get("text")) for part in content if isinstance(part, dict))
-    return 0
+def _words_of(value: object) -> int:
+    if isinstance(value, str):
+        return len(value.split())
+    if isinstance(value, list):
+        return sum(_words_of(each) for each in value)
+    if isinstance(value, dict):
+        return sum(_words_of(value.get(name)) for name in _TEXTS)
+    return int(isinstance(value, int))  # one token of a prompt that comes as tokens
 
 
-def _declared_maximum(body: Mapping[str, object]) -> int | None:
-    for field in ("max_completion_tokens", "max_tokens"):
-        bound = body.get(field)
-        if isinstance(bound, int):
+def _tokens(behaviour: Behaviour, words: int, output: int) -> Tokens:
+    tokens = Tokens(
+        input_uncached=(words if behaviour.input is None else behaviour.input) + behaviour.tool_use_prompt,
+        cache_read=behaviour.cached,
+        cache_write=behaviour.cache_write + behaviour.cache_write_1h,
+        output=output if behaviour.output is None else behaviour.output,
+        reasoning=behaviour.reasoning,
+        cache_write_1h=behaviour.cache_write_1h,
+        web_searches=behaviour.web_search,
+    )
+    if not (behaviour.xai or behaviour.perplexity):
+        return tokens
+    total = tokens.input_total + tokens.output_total
+    return tokens + Tokens(cost_nanos=total * _NANOS_PER_TOKEN + behaviour.web_search * _NANOS_PER_SEARCH)
+
+
+def _settings(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where Gemini has what the others have at the top."""
+    settings = body.get("generationConfig")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _declared_maximum(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if isinstance(bound := body.get(name), int):
             return max(bound, 0)
-    return None
+    bound = _settings(body).get("maxOutputTokens")
+    return max(bound, 0) if isinstance(bound, int) else None
 
 
-def _first_tool(body: Mapping[str, object]) -> str:
+def _choices(body: Mapping[str, Any]) -> int:
+    prompt = body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and any(isinstance(each, str | list) for each in prompt) else 1
+    number = body.get("n", _settings(body).get("candidateCount"))
+    return min(_MAX_CHOICES, prompts * max(1, number if isinstance(number, int) else 1))
+
+
+def _first_tool(body: Mapping[str, Any]) -> str:
     tools = body.get("tools")
-    tool = tools[0] if isinstance(tools, list) and tools else None
-    if not isinstance(tool, dict):
-        return ""
-    function = tool.get("function")
-    name = function.get("name") if isinstance(function, dict) else tool.get("name")
+    names = [_tool_name(tool) for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return next(filter(None, names), "")
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str:
+    declared = tool.get("functionDeclarations")
+    function = declared[0] if isinstance(declared, list) and declared else tool.get("function", tool)
+    name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else ""
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import hmac
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -13,21 +14,22 @@ from aiohttp import web
 
 from edgeproxy.config import split_address
 from edgeproxy.errors import OperatorError
-from edgeproxy.mock_provider import anthropic, openai
 from edgeproxy.mock_provider.counting import Counts, Served, last_request
 from edgeproxy.mock_provider.delivery import GARBAGE, Answer, close_without_answer, deliver
 from edgeproxy.mock_provider.directives import Behaviour
-from edgeproxy.mock_provider.exchange import Dialect, Exchange, Tokens, exchange_of
-from edgeproxy.mock_provider.recordings import read_recording
+from edgeproxy.mock_provider.endpoint import Bill, Endpoint, Incoming, Problem, free
+from edgeproxy.mock_provider.exchange import Exchange, Tokens
+from edgeproxy.mock_provider.recordings import read_recording, slices
+from edgeproxy.mock_provider.routes import routes
 
 WRONG_SECRET = "wrong"  # noqa: S105  the one secret that is refused when none is expected
 COUNTS = web.AppKey("COUNTS", Counts)
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024  # above what any provider takes
 _BACKLOG = 1024  # connections that wait to be accepted: a load test opens hundreds at once
-_UNARY_SLICES = 4  # pieces of a unary body that is to break off somewhere
 _GARBAGE_HEAD = b"\x16\x03\x01 this is not HTTP\r\n\r\n"
-_STREAM_TYPE = "text/event-stream; charset=utf-8"
+_WRONG_KEY = "Incorrect API key provided: sk-oper****ator."
+_SECRET_HEADERS = ("x-goog-api-key", "x-api-key", "authorization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,6 @@ class Options:
 
 
 _ORDINARY_OPTIONS = Options()
-_ORDINARY = Behaviour()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,13 @@ def _site(runner: web.AppRunner, listen: str | socket.socket) -> web.BaseSite:
 
 def make_app(options: Options = _ORDINARY_OPTIONS) -> web.Application:
     """Build the application; its counts are `app[COUNTS]`."""
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app = web.Application()
     app[COUNTS] = counts = Counts()
     mock = _Mock(options, counts)
     app.router.add_get("/__count", mock.report)
     app.router.add_post("/__reset", mock.reset)
-    for path in ("/v1/chat/completions", "/chat/completions"):
-        app.router.add_post(path, mock.chat_completions)
-    app.router.add_post("/v1/messages", mock.messages)
+    for method, path, endpoint in routes():
+        app.router.add_route(method, path, partial(mock.handle, endpoint))
     return app
 
 
@@ -127,22 +127,25 @@ class _Mock:
         self._counts.reset()
         return web.Response(status=204)
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions."""
-        return await self._handle(request, openai)
-
-    async def messages(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/messages."""
-        return await self._handle(request, anthropic)
-
-    async def _handle(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+    async def handle(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        """Answer one request to one of the endpoints."""
         counts = self._counts
         counts.arrived(request.transport.get_extra_info("peername") if request.transport else None)
+        body = bytearray()
         try:
-            plan = self._plan(request, await request.read(), dialect)
-            return await self._carry_out(request, plan)
+            await self._receive(request, body)
+            return await self._carry_out(request, self._plan(request, bytes(body), endpoint))
         finally:
             counts.open -= 1
+            counts.receiving_bytes -= len(body)
+
+    async def _receive(self, request: web.Request, body: bytearray) -> None:
+        """Read the body as it comes, so that it can be seen to come. Forms, too, stay in memory: none is spooled."""
+        async for part in request.content.iter_any():
+            body += part
+            self._counts.receiving_bytes += len(part)
+            if len(body) > _MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(_MAX_BODY_BYTES, len(body))
 
     async def _carry_out(self, request: web.Request, plan: _Plan) -> web.StreamResponse:
         rows = [self._counts.total, *plan.rows]
@@ -163,42 +166,63 @@ class _Mock:
             for row in rows:
                 if not complete:
                     row.broken += 1
-                elif plan.answer and plan.answer.status == 200:
-                    row.complete(plan.answer.tokens)
+            if complete and plan.answer and plan.answer.status == 200:
+                self._bill(plan.answer.bill, rows)
 
-    def _plan(self, request: web.Request, body: bytes, dialect: Dialect) -> _Plan:
+    def _bill(self, bill: Bill, rows: list[Served]) -> None:
+        whole = sum(bill.values(), Tokens())
+        for row in rows:
+            row.complete(whole)
+        for model, tokens in bill.items():
+            self._counts.of_billed_model(model).complete(tokens)
+
+    def _plan(self, request: web.Request, body: bytes, endpoint: Endpoint) -> _Plan:
         """Decide what this request gets."""
-        if not self._note(request, body):
-            return _refusal(dialect, 401, "Incorrect API key provided: sk-oper****ator.")
+        accepted = self._note(request, body)
+        incoming = Incoming(
+            body=body,
+            content_type=request.headers.get("content-type", ""),
+            path_model=request.match_info.get("model", ""),
+            query=request.query,
+        )
         try:
-            exchange = exchange_of(body)
+            exchange = endpoint.read(incoming)
         except ValueError as error:
-            return _refusal(dialect, 400, str(error))
+            problem = Problem(400, str(error)) if accepted else Problem(401, _WRONG_KEY, wrong_key=True)
+            return _refusal(endpoint, problem)
+        if not accepted:
+            problem = Problem(401, _WRONG_KEY, exchange.behaviour, wrong_key=True, array=exchange.array)
+            return _refusal(endpoint, problem)
+        if not exchange.model:
+            return _Plan(_made_up(endpoint, exchange), exchange.behaviour)
         row = self._counts.of_model(exchange.model)
         row.requests += 1
         behaviour = exchange.behaviour
         if behaviour.first is not None and row.requests > behaviour.first:
-            behaviour = behaviour.healthy()
-            exchange = replace(exchange, behaviour=behaviour)
-        return self._answer(dialect, exchange, row)
+            exchange = replace(exchange, behaviour=behaviour.healthy())
+        return replace(self._answer(endpoint, exchange), rows=(row,))
 
-    def _answer(self, dialect: Dialect, exchange: Exchange, row: Served) -> _Plan:
+    def _answer(self, endpoint: Endpoint, exchange: Exchange) -> _Plan:
         behaviour = exchange.behaviour
         if behaviour.no_head or behaviour.garbage_head:
-            return _Plan(None, behaviour, (row,))
+            return _Plan(None, behaviour)
         if behaviour.status != 200:
-            return _refusal(dialect, behaviour.status, "Asked for by the model name.", behaviour, row)
+            problem = Problem(behaviour.status, "Asked for by the model name.", behaviour, array=exchange.array)
+            return _refusal(endpoint, problem)
         if not behaviour.recording:
-            return _Plan(_made_up(dialect, exchange), behaviour, (row,))
+            return _Plan(_made_up(endpoint, exchange), behaviour)
         try:
-            return _Plan(self._recorded(behaviour.recording), behaviour, (row,))
+            return _Plan(self._recorded(endpoint, exchange), behaviour)
         except LookupError as error:
-            return _refusal(dialect, 404, str(error.args[0]), behaviour, row)
+            return _refusal(endpoint, Problem(404, str(error.args[0]), behaviour, array=exchange.array))
 
     def _note(self, request: web.Request, body: bytes) -> bool:
         """Remember what the request looked like; say whether its secret is the expected one."""
-        where = "x-api-key" if "x-api-key" in request.headers else "authorization"
+        where = next((name for name in _SECRET_HEADERS if request.headers.get(name)), "")
         secret = request.headers.get(where, "").removeprefix("Bearer ")
+        if "key" in request.query:
+            self._counts.keys_in_query += 1
+            secret, where = secret or request.query["key"], "query"
         expected = self._options.expected_secret
         if expected is None:
             accepted = secret not in ("", WRONG_SECRET)
@@ -206,43 +230,36 @@ class _Mock:
             accepted = hmac.compare_digest(secret.encode(errors="surrogateescape"), expected.encode())
         encodings = request.headers.get("accept-encoding", "")
         seen = last_request(request.path, body, request.headers, encodings)
-        self._counts.last = replace(seen, secret_in=where if secret else "", secret_accepted=accepted)
+        query = tuple(sorted(request.query))
+        self._counts.last = replace(seen, query=query, secret_in=where if secret else "", secret_accepted=accepted)
         return accepted
 
-    def _recorded(self, name: str) -> Answer:
+    def _recorded(self, endpoint: Endpoint, exchange: Exchange) -> Answer:
         if self._options.recordings is None:
             raise LookupError("started without --recordings")
-        recording = read_recording(self._options.recordings, name)
-        headers = {"content-type": recording.content_type}
-        if recording.gzipped:
-            headers["content-encoding"] = "gzip"
-        return Answer(recording.status, headers, recording.events(), recording.tokens)
+        recording = read_recording(self._options.recordings, exchange.behaviour.recording)
+        bill = {} if endpoint.bill is free else recording.bill
+        error_event = endpoint.error_event(exchange)
+        return Answer(recording.status, recording.headers, recording.pieces(), bill, error_event)
 
 
-def _refusal(dialect: Dialect, status: int, message: str, behaviour: Behaviour = _ORDINARY, *rows: Served) -> _Plan:
-    headers = {"content-type": "application/json", "set-cookie": "__cf_bm=operators-cookie; path=/"}
-    if behaviour.retry_after is not None:
-        headers["retry-after"] = str(behaviour.retry_after)
-    if status == 401:
-        headers["www-authenticate"] = 'Bearer realm="mock"'
-    return _Plan(Answer(status, headers, [dialect.error_body(status, message)], Tokens()), behaviour, rows)
+def _refusal(endpoint: Endpoint, problem: Problem) -> _Plan:
+    refused = endpoint.dialect.refusal(problem)
+    return _Plan(Answer(refused.status, refused.headers, [refused.body]), problem.behaviour)
 
 
-def _made_up(dialect: Dialect, exchange: Exchange) -> Answer:
+def _made_up(endpoint: Endpoint, exchange: Exchange) -> Answer:
     behaviour = exchange.behaviour
-    headers = dialect.answer_headers(exchange)
-    headers["content-type"] = _STREAM_TYPE if exchange.streamed else "application/json"
+    if endpoint.events is None:
+        exchange = replace(exchange, streamed=False)
+    headers = endpoint.dialect.answer_headers(exchange)
+    headers["content-type"] = endpoint.content_type(exchange)
     if behaviour.garbage:
-        return Answer(200, headers, [GARBAGE], Tokens())
-    if exchange.streamed:
-        return Answer(200, headers, dialect.events(exchange), exchange.tokens, dialect.error_event())
-    body = dialect.unary(exchange)
+        return Answer(200, headers, [GARBAGE])
+    bill, error_event = endpoint.bill(exchange), endpoint.error_event(exchange)
+    if endpoint.events is not None and exchange.streamed:
+        return Answer(200, headers, endpoint.events(exchange), bill, error_event)
+    body = endpoint.unary(exchange)
     if behaviour.length and not behaviour.gzip:
         headers["content-length"] = str(len(body))
-    pieces = _slices(body) if behaviour.fault else [body]
-    return Answer(200, headers, pieces, exchange.tokens, dialect.error_event())
-
-
-def _slices(body: bytes) -> Iterator[bytes]:
-    size = max(1, -(-len(body) // _UNARY_SLICES))
-    return (body[start : start + size] for start in range(0, len(body), size))
+    return Answer(200, headers, slices(body) if behaviour.fault else [body], bill, error_event)

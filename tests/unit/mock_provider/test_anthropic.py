@@ -4,7 +4,9 @@ import orjson
 import pytest
 
 from edgeproxy.mock_provider import anthropic
-from edgeproxy.mock_provider.exchange import Exchange, exchange_of
+from edgeproxy.mock_provider.directives import behaviour_of
+from edgeproxy.mock_provider.endpoint import Problem
+from edgeproxy.mock_provider.exchange import Exchange, Tokens, exchange_of
 
 TOOLS = [{"name": "look_up", "input_schema": {"type": "object"}}]
 
@@ -59,6 +61,52 @@ def test_the_first_count_is_provisional_and_the_last_one_replaces_it() -> None:
         assert usage["input_tokens"] == 3
         assert usage["cache_read_input_tokens"] == 10
         assert usage["cache_creation_input_tokens"] == 4
+
+
+def test_the_beginning_can_say_something_else_than_the_end() -> None:
+    events = events_of(ask("m:provisional.input-9.cached-10"))
+    start, end = events[0]["message"]["usage"], events[-2]["usage"]
+    assert (start["input_tokens"], start["cache_read_input_tokens"]) == (4, 14)
+    assert (end["input_tokens"], end["cache_read_input_tokens"]) == (9, 10)
+
+
+def test_what_is_kept_for_an_hour_is_told_apart() -> None:
+    usage = orjson.loads(anthropic.unary(ask("m:cache-write-4.cache-write-1h-3")))["usage"]
+    assert usage["cache_creation_input_tokens"] == 7
+    assert usage["cache_creation"] == {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 3}
+
+
+def test_searches_are_counted() -> None:
+    exchange = ask("m:web-search-2")
+    for usage in (events_of(exchange)[-2]["usage"], orjson.loads(anthropic.unary(exchange))["usage"]):
+        assert usage["server_tool_use"] == {"web_search_requests": 2, "web_fetch_requests": 0}
+
+
+def test_compaction_and_advisor_are_in_the_iterations_only() -> None:
+    exchange = ask("claude:chunks-4.compaction-100.advisor-50")
+    for usage in (events_of(exchange)[-2]["usage"], orjson.loads(anthropic.unary(exchange))["usage"]):
+        assert (usage["input_tokens"], usage["output_tokens"]) == (3, 4)
+        passes = [(each["type"], each["input_tokens"], each["output_tokens"]) for each in usage["iterations"]]
+        assert passes == [("compaction", 100, 10), ("message", 3, 4), ("advisor_message", 50, 5)]
+        assert usage["iterations"][-1]["model"] == "claude-mock-advisor"
+    bill = anthropic.bill(exchange)
+    assert bill == {"claude": Tokens(103, output=14), "claude-mock-advisor": Tokens(50, output=5)}
+
+
+def test_an_ordinary_answer_has_no_iterations_and_one_bill() -> None:
+    exchange = ask("claude")
+    assert "iterations" not in events_of(exchange)[-2]["usage"]
+    assert anthropic.bill(exchange) == {"claude": exchange.tokens}
+
+
+def test_tokens_can_be_counted_beforehand() -> None:
+    assert orjson.loads(anthropic.counted(ask("m:cached-4"))) == {"input_tokens": 7}
+
+
+def test_a_refusal_says_whether_and_when_to_come_back() -> None:
+    headers = anthropic.refusal(Problem(429, "why", behaviour_of("m:retry-after-7"))).headers
+    assert (headers["retry-after"], "x-should-retry" in headers) == ("7", False)
+    assert anthropic.refusal(Problem(401, "why")).headers["x-should-retry"] == "false"
 
 
 def test_no_usage_leaves_it_out() -> None:

@@ -44,7 +44,18 @@ def test_every_fault_has_a_place(kind: FaultKind) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["chunk-3", "chunks", "chunks-x", "status-200", "cut-after", "TOOL", "cut-after-9999999"]
+    "wrong",
+    [
+        "chunk-3",
+        "chunks-3-4",
+        "cache-write-2h-1",
+        "chunks",
+        "chunks-x",
+        "status-200",
+        "cut-after",
+        "TOOL",
+        "cut-after-9999999",
+    ],
 )
 def test_a_typing_mistake_is_an_error(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"unknown directive|takes a number"):

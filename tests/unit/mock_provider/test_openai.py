@@ -4,6 +4,8 @@ import orjson
 import pytest
 
 from edgeproxy.mock_provider import openai
+from edgeproxy.mock_provider.directives import behaviour_of
+from edgeproxy.mock_provider.endpoint import Problem
 from edgeproxy.mock_provider.exchange import Exchange, exchange_of
 
 TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
@@ -88,6 +90,55 @@ def test_unary_says_the_same_as_the_stream() -> None:
     call = orjson.loads(openai.unary(ask("m:tool.chunks-3", tools=TOOLS)))["choices"][0]
     assert call["finish_reason"] == "tool_calls"
     assert orjson.loads(call["message"]["tool_calls"][0]["function"]["arguments"]) == {"text": "Hello from the"}
+
+
+def test_each_choice_has_its_index_and_usage_comes_once() -> None:
+    *others, last = chunks_of(ask("m:chunks-2", n=2, stream_options={"include_usage": True}))
+    assert [chunk["choices"][0]["index"] for chunk in others] == [0] * 4 + [1] * 4
+    assert last["usage"]["completion_tokens"] == 4
+    choices = orjson.loads(openai.unary(ask("m", n=2)))["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1]
+
+
+def test_a_chunk_without_choices_can_follow_the_usage() -> None:
+    *_, usage, last = chunks_of(ask("m:moderation", stream_options={"include_usage": True}))
+    assert (usage["choices"], usage["usage"]["total_tokens"]) == ([], 8)
+    assert (last["choices"], last["usage"], "moderation" in last) == ([], None, True)
+
+
+def test_perplexity_says_in_every_chunk_what_was_used_so_far() -> None:
+    exchange = ask("m:perplexity.chunks-3.reasoning-1")
+    events = list(openai.events(exchange))
+    assert all(event.endswith(b"\r\n\r\n") and event.startswith(b"data: {") for event in events)
+    chunks = [orjson.loads(event[6:]) for event in events]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [2, 3, 4]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "stop"]
+    assert chunks[-1]["usage"]["cost"]["total_cost"] == exchange.tokens.cost_nanos / 1e9
+    assert all("usage" not in orjson.loads(event[6:]) for event in openai.events(ask("m:perplexity.no-usage")))
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "kind"),
+    [
+        (Problem(400, "why", behaviour_of("m:deepseek")), 400, "application/octet-stream"),
+        (Problem(422, "why", behaviour_of("m:deepseek")), 422, "application/json"),
+        (Problem(401, "why", behaviour_of("m:xai"), wrong_key=True), 400, "application/json"),
+        (Problem(401, "why", wrong_key=True), 401, "application/json"),
+    ],
+)
+def test_compatible_servers_refuse_in_their_own_way(problem: Problem, status: int, kind: str) -> None:
+    refusal = openai.refusal(problem)
+    assert (refusal.status, refusal.headers["content-type"]) == (status, kind)
+    assert ("www-authenticate" in refusal.headers) == (status == 401)
+
+
+def test_xai_says_its_errors_as_texts() -> None:
+    refusal = openai.refusal(Problem(401, "Incorrect API key provided", behaviour_of("m:xai"), wrong_key=True))
+    assert orjson.loads(refusal.body) == {"code": "invalid-argument", "error": "Incorrect API key provided"}
+
+
+def test_a_refusal_says_when_to_come_back() -> None:
+    assert openai.refusal(Problem(429, "why", behaviour_of("m:retry-after-7"))).headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "invalid_api_key"), (429, "rate_limit_exceeded"), (503, None)])
