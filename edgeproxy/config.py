@@ -10,15 +10,17 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 from urllib.parse import SplitResult, urlsplit
 
+from edgeproxy.domain.features import Feature
 from edgeproxy.errors import OperatorError
 
 EMBEDDED = "embedded"
-DIALECTS = ("openai", "anthropic")
+DIALECTS = ("openai", "anthropic", "gemini")
 PROFILES = ("opusmax",)  # the one whose promises this version keeps
 ENVIRONMENT_PREFIX = "EDGEPROXY_"
 
@@ -116,14 +118,20 @@ class Provider:
     """One upstream: an address we call, the dialect it speaks, and our own secret there."""
 
     name: str = _setting("", "A name of your choice; models refer to it.")
-    dialect: str = _setting("openai", "`openai` (OpenAI, DeepSeek, xAI and all compatible) or `anthropic`.")
+    dialect: str = _setting("openai", "`openai` (OpenAI, DeepSeek, xAI and all compatible), `anthropic` or `gemini`.")
     base_url: str = _setting(
-        "", "Address without the path, such as https://api.openai.com; plain http on loopback only."
+        "", "Address as the dialect's own SDK takes it, such as https://api.openai.com; plain http on loopback only."
     )
     secret_env: str = _setting("", "Environment variable that holds our secret there.")
     secret_file: str = _setting("", "File that holds our secret there.")
     include_usage: bool = _setting(
         True, "Ask for usage in streams that do not ask themselves (`openai`). Turn off for a server that refuses it."
+    )
+    unmetered: tuple[str, ...] = _setting(
+        (),
+        "What hides its bill and is allowed here all the same: `batches`, `files`, `background` or `stored_context`,"
+        " each with the input tokens that a request is taken to use, such as `batches=50000`. What is kept at the"
+        " provider (files, batches, conversations) is then open to every key of this gateway.",
     )
     on_hang_up: str = _setting(
         "drain",
@@ -225,6 +233,20 @@ def provider_secret(provider: Provider, environ: Mapping[str, str]) -> str:
     return secret
 
 
+def allowed_features(provider: Provider) -> dict[Feature, int]:
+    """Return what a provider's setting `unmetered` allows, with the tokens it is taken to use. Raises OperatorError."""
+    allowed = {}
+    for row in provider.unmetered:
+        name, _, tokens = row.partition("=")
+        _one_of(f"provider {provider.name!r}: unmetered", name, Feature)
+        if name in allowed:
+            raise OperatorError(f"provider {provider.name!r}: unmetered names {name} twice; keep one")
+        if not re.fullmatch("[0-9]{1,12}", tokens):
+            raise OperatorError(f"provider {provider.name!r}: unmetered = {row!r} is not NAME=TOKENS, as in batches=0")
+        allowed[Feature(name)] = int(tokens)
+    return allowed
+
+
 def check(settings: Settings) -> None:
     """Refuse what contradicts itself or what nothing would enforce. Raises OperatorError, one line."""
     _one_of("profile", settings.profile, PROFILES)
@@ -272,6 +294,7 @@ def _check_providers(providers: Iterable[Provider]) -> None:
             raise OperatorError(f"{where}: give either secret_env or secret_file")
         if provider.secret_env and not _VARIABLE.fullmatch(provider.secret_env):
             raise OperatorError(f"{where}: secret_env must be the name of an environment variable, not the secret")
+        allowed_features(provider)
         _positive(where, provider)
 
 
@@ -281,6 +304,9 @@ def _check_models(settings: Settings) -> None:
         if not model.match:
             raise OperatorError("a [[model]] has no match; give a pattern such as claude-*")
         _one_of(f"model {model.match!r}: provider", model.provider, names)
+        for name in model.list:
+            if not fnmatchcase(name, model.match):
+                raise OperatorError(f"model {model.match!r}: list has {name!r}, which the pattern does not match")
         if model.max_output_tokens < 0:
             raise OperatorError(f"model {model.match!r}: max_output_tokens must not be negative")
 

@@ -42,11 +42,14 @@ INVALID_KEY = _kind(
     "invalid_api_key",
     401,
     _CLIENT,
-    "The API key is missing or not valid. Send a key that the administrator issued,"
-    " as 'Authorization: Bearer' or 'x-api-key'.",
+    # No names of headers: Claude Code takes a message with one of them for its own, and tells of a login.
+    "The API key is missing or not valid. Send a key that the administrator issued.",
 )
 PATH_NOT_FOUND = _kind("path_not_found", 404, _CLIENT, "This gateway does not serve this path.")
-METHOD_NOT_ALLOWED = _kind("method_not_allowed", 405, _CLIENT, "This path takes POST requests only.")
+METHOD_NOT_ALLOWED = _kind("method_not_allowed", 405, _CLIENT, "This path does not take this method.")
+UPGRADE_REFUSED = _kind(
+    "upgrade_refused", 426, _CLIENT, "WebSockets and other protocols are not spoken here. Use HTTP/1.1."
+)
 BODY_TIMEOUT = _kind(
     "body_timeout", 408, _CLIENT, "The request body did not arrive in time. Send it again.", retryable=True
 )
@@ -64,6 +67,9 @@ MODEL_NOT_FOUND = _kind(
 )
 MODEL_NOT_ALLOWED = _kind(
     "model_not_allowed", 403, _CLIENT, "This API key may not use the requested model. Ask the administrator."
+)
+CANNOT_BE_METERED = _kind(
+    "cannot_be_metered", 400, _CLIENT, "What this request costs cannot be read from its answer, so it is not served."
 )
 RATE_LIMITED = _kind("rate_limited", 429, _CLIENT, "A rate limit of this API key is reached.", retryable=True)
 BUDGET_EXHAUSTED = _kind("budget_exhausted", 429, _CLIENT, "A budget of this API key is used up.")
@@ -121,6 +127,7 @@ KINDS: tuple[ErrorKind, ...] = (
     INVALID_KEY,
     PATH_NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    UPGRADE_REFUSED,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     UNSUPPORTED_ENCODING,
@@ -129,6 +136,7 @@ KINDS: tuple[ErrorKind, ...] = (
     WRONG_PATH,
     MODEL_NOT_FOUND,
     MODEL_NOT_ALLOWED,
+    CANNOT_BE_METERED,
     RATE_LIMITED,
     BUDGET_EXHAUSTED,
     REQUEST_EXCEEDS_LIMIT,

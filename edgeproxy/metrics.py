@@ -15,7 +15,7 @@ class Metrics:
     """The metrics of one process and their registry.
 
     `dialect` is a dialect's name, `provider` a name from the configuration, `status` an HTTP status,
-    `reason` and `error` a code from `errors`, `kind` a kind of token.
+    `reason` and `error` a code from `errors`, `kind` a kind of token, `tool` one of `domain.usage.TOOLS`, or `other`.
     """
 
     def __init__(self) -> None:
@@ -61,6 +61,15 @@ class Metrics:
     def _declare_accounting(self) -> None:
         self.tokens = self._counter(
             "edgeproxy_tokens", "Tokens metered: input, cache_read, cache_write, output.", "provider", "kind"
+        )
+        self.tool_calls = self._counter(
+            "edgeproxy_tool_calls",
+            "Calls of the providers' own tools, which they bill beside tokens.",
+            "provider",
+            "tool",
+        )
+        self.provider_cost_usd = self._counter(
+            "edgeproxy_provider_cost_usd", "What providers said they charged, where they say it.", "provider"
         )
         self.estimated = self._counter(
             "edgeproxy_estimated_answers",

@@ -6,6 +6,7 @@ until a provider has accepted it, so the model's name is stored as sent only the
 
 import re
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import orjson
 
@@ -14,6 +15,12 @@ from edgeproxy.domain.keys import KeyId
 from edgeproxy.domain.limits import Amounts
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
+# The providers' own tools that are billed by the call, under one name each.
+TOOLS = (
+    *("web_search", "web_fetch", "x_search", "file_search", "document_search"),
+    *("code_execution", "code_interpreter", "image", "image_generation"),
+)
+
 _COUNTS = ("input_uncached", "cache_read", "cache_write", "output", "reasoning")
 
 
@@ -21,8 +28,13 @@ _COUNTS = ("input_uncached", "cache_read", "cache_write", "output", "reasoning")
 class Usage:
     """Tokens of one answer in the normal form that all dialects are read into.
 
-    The three input counts do not overlap. `output` includes `reasoning`. `estimated` says that the provider's own
-    final figures were not seen, so these are a lower bound or an estimate of ours.
+    The three input counts do not overlap. `output` includes `reasoning`; `cache_write` includes `cache_write_1h`, what
+    is kept for an hour or longer and costs more (the rest is kept for minutes). `estimated` says that the count is not
+    complete: the provider's own final figures were not seen, so these are a lower bound or an estimate of ours.
+
+    `model` is who the answer says has served it, "" if it does not. Where one answer bills several models, `parts` has
+    the usage of each, and they add up to the whole. `tool_calls` are calls of the provider's own tools, (name, number).
+    `cost_nanos` is what the provider says it charged, in 1e-9 USD rounded up, None if it does not say.
     """
 
     input_uncached: int = 0
@@ -31,6 +43,16 @@ class Usage:
     output: int = 0
     reasoning: int = 0
     estimated: bool = False
+    cache_write_1h: int = 0
+    tool_calls: tuple[tuple[str, int], ...] = ()
+    model: str = ""
+    parts: tuple["Usage", ...] = ()
+    cost_nanos: int | None = None
+
+    @property
+    def cache_write_5m(self) -> int:
+        """Input tokens written to a cache that keeps them for minutes."""
+        return self.cache_write - self.cache_write_1h
 
     @property
     def input_total(self) -> int:
@@ -64,9 +86,14 @@ class UsageEvent:
         return uuid7_ms(self.id)
 
 
+def is_model_name(text: object) -> TypeGuard[str]:
+    """Whether a text looks like the name of a model."""
+    return isinstance(text, str) and _MODEL_NAME.fullmatch(text) is not None
+
+
 def storable_model(requested: str, pattern: str, *, accepted: bool) -> str:
     """Return the model name to keep: as requested once a provider accepted it, else the pattern that matched."""
-    return requested if accepted and _MODEL_NAME.fullmatch(requested) else pattern
+    return requested if accepted and is_model_name(requested) else pattern
 
 
 def encode_event(event: UsageEvent) -> bytes:

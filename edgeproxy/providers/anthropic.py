@@ -1,101 +1,162 @@
-"""Anthropic's Messages.
+"""Anthropic's API: its operations, headers and errors. How usage is read is in `anthropic_usage`.
 
-Sources: platform.claude.com/docs and recorded traffic. `message_start` brings provisional usage; each `message_delta`
-replaces what it names and may lower it; nothing is ever added up, except passes of the server itself: compaction and
-advisor turns are billed beside the top level and stand only in `iterations`.
+Source: platform.claude.com/docs. What a request declares bounds its output only where the provider does not work on its
+own: with server tools, an advisor, MCP servers or compaction it asks itself again and bills every turn's input and
+output. So a reservation can be too small; what is beyond it is charged when the answer is known.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from urllib.parse import unquote
 
 import orjson
 
+from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension
-from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import GatewayError
-from edgeproxy.providers import sse
+from edgeproxy.providers.anthropic_usage import StreamReader, read_answer
 from edgeproxy.providers.base import (
-    MAX_COUNT,
+    MODELS,
+    AllowedQuery,
+    Call,
+    Endpoint,
     Headers,
+    Incoming,
     LimitLevel,
+    ListedModel,
     RequestFacts,
     UsageReader,
-    answer_headers,
-    count,
+)
+from edgeproxy.providers.fields import (
     count_member,
     estimate_input_tokens,
-    estimate_output_tokens,
     flag_member,
-    is_count,
     list_member,
-    pick,
     read_object,
-    retry_headers,
     text_member,
-    tightest,
 )
-from edgeproxy.providers.body import replace_member
-from edgeproxy.providers.openai import ObjectReader
+from edgeproxy.providers.headers import answer_headers, pick, retry_headers, tightest
+from edgeproxy.providers.readers import ObjectReader
+from edgeproxy.providers.unmetered import IDS, Paths, Row
 
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_MEMBERS = ("model", "stream", "max_tokens")
+_MEMBERS = ("model", "stream", "max_tokens", "fallbacks", "thread")
+_LONG_CACHE = re.compile(rb'"ttl"\s*:\s*"1h"')  # in a text, the quotation marks would be escaped
 _CLIENT_HEADERS = frozenset({"accept", "anthropic-version", "anthropic-beta"})
 _ANSWER_HEADERS = frozenset({"x-should-retry"})
 _ERROR_TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
-    503: "overloaded_error",
+    503: "overloaded_error",  # Anthropic's own status for it is 529
     504: "timeout_error",
 }
-_BILLED_BESIDE = ("compaction", "advisor_message")
-_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 _HEADER_DIMENSIONS = {
     "requests": Dimension.REQUESTS,
     "tokens": Dimension.TOKENS,
     "input-tokens": Dimension.INPUT_TOKENS,
     "output-tokens": Dimension.OUTPUT_TOKENS,
 }
+_PAGE, _LARGEST_PAGE = 20, 1000  # models, as the provider's own list has them
+
+
+class Messages(Endpoint):
+    """`POST /v1/messages`."""
+
+    name = "messages"
+
+    def read_request(self, incoming: Incoming) -> RequestFacts:
+        """Return the facts of a request."""
+        value = read_object(incoming.body, _MEMBERS)
+        list_member(value, "messages")
+        return RequestFacts(
+            model=text_member(value, "model"),
+            stream=flag_member(value, "stream"),
+            input_estimate=estimate_input_tokens(incoming.body),
+            output_max=_output_max(value),
+            features=(Feature.STORED_CONTEXT,) if value.get("thread") is not None else (),
+            long_cache=_LONG_CACHE.search(incoming.body) is not None,
+        )
+
+    def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
+        """Return a reader for a stream or for a single message. Usage always comes unasked."""
+        if content_type == "text/event-stream":
+            return StreamReader(max_bytes, long_cache=facts.long_cache)
+        return ObjectReader(max_bytes, partial(read_answer, long_cache=facts.long_cache), facts.output_max)
+
+
+def _output_max(value: dict[str, object]) -> int | None:
+    """Return the largest declared maximum: a fallback model can have one of its own. Only one attempt is served."""
+    declared = count_member(value, "max_tokens")
+    fallbacks = value.get("fallbacks")
+    if declared is None or not isinstance(fallbacks, list):  # "default" leaves the request's own maximum
+        return declared
+    own = (count_member(each, "max_tokens") or 0 for each in fallbacks if isinstance(each, dict))
+    return max([declared, *own])
+
+
+class CountTokens(Endpoint):
+    """`POST /v1/messages/count_tokens`: free."""
+
+    name = "count tokens"
+
+    def read_request(self, incoming: Incoming) -> RequestFacts:
+        """Return the facts of a request."""
+        value = read_object(incoming.body, ("model",))
+        list_member(value, "messages")
+        return RequestFacts(text_member(value, "model"), stream=False, input_estimate=0, output_max=0, is_free=True)
+
+
+_ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/messages": Messages(),
+    "/v1/messages/count_tokens": CountTokens(),
+}
+_FEATURES = Paths(
+    Row("/v1/messages/batches", Feature.BATCHES),
+    Row(f"/v1/messages/batches{IDS}", Feature.BATCHES, creates=False),
+    Row("/v1/files", Feature.FILES),
+    Row(f"/v1/files{IDS}", Feature.FILES, creates=False),
+)
+_LIST = "/v1/models"
+
+
+_QUERY: AllowedQuery = dict.fromkeys(("beta", "limit", "after_id", "before_id"))
 
 
 class Anthropic:
     """The dialect: see `base.Dialect`."""
 
     name = "anthropic"
-    paths = {"/v1/messages": "/v1/messages"}  # noqa: RUF012 - shared and never written
+    query = _QUERY
+    example_path = "/v1/messages"
 
-    def read_request(self, body: bytes) -> RequestFacts:
-        """Return the facts of a Messages request."""
-        value = read_object(body, _MEMBERS)
-        model = text_member(value, "model")
-        list_member(value, "messages")
-        return RequestFacts(
-            model=model,
-            stream=flag_member(value, "stream"),
-            input_estimate=estimate_input_tokens(body),
-            output_max=count_member(value, "max_tokens"),
-        )
+    def find(self, path: str) -> Call | None:
+        """Return what a path asks for."""
+        endpoint = _ENDPOINTS.get(path)
+        if endpoint is not None:
+            return Call(endpoint, path)
+        if path == _LIST or path.startswith(_LIST + "/"):
+            return Call(MODELS, path, unquote(path[len(_LIST) + 1 :]))
+        return _FEATURES.find(path)
 
-    def outgoing_body(self, body: bytes, facts: RequestFacts, model: str, *, ask_for_usage: bool) -> bytes:
-        """Return the body, with another model name where one is wanted. Usage always comes unasked."""
-        return body if model == facts.model else replace_member(body, "model", orjson.dumps(model))
+    def upstream_path(self, base_path: str, path: str) -> str:
+        """Return the path below a base path. The version stands in the path; a base that says it too is no mistake."""
+        return base_path.removesuffix("/v1") + path
 
     def outgoing_headers(self, secret: str, client_headers: Mapping[str, str]) -> Headers:
         """Return the headers for the provider; version and beta flags as the client sent them."""
-        passed = pick(client_headers.items(), _CLIENT_HEADERS)
-        return [("x-api-key", secret), ("content-type", "application/json"), *passed]
+        return [("x-api-key", secret), *pick(client_headers.items(), _CLIENT_HEADERS)]
 
     def incoming_headers(self, status: int, provider_headers: Headers, request_id: str) -> Headers:
         """Return what of the provider's headers may be handed on, and our request id."""
         return [*answer_headers(status, provider_headers, _ANSWER_HEADERS), *_ids(request_id)]
 
-    def reader(self, facts: RequestFacts, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
-        """Return a reader for a stream or for a single object."""
-        return StreamReader(max_bytes) if facts.stream else MessageReader(max_bytes)
+    def is_credentials_error(self, body: bytes) -> bool:
+        """Whether a 400 is about our secret: never, Anthropic says so with a 401 or a 403."""
+        return False
 
     def error(self, error: GatewayError, request_id: str) -> tuple[Headers, bytes]:
         """Return an error as `{"type": "error", "error": {type, message, details}, "request_id"}`."""
@@ -123,99 +184,43 @@ class Anthropic:
                 ]
         return headers
 
+    def model_list(self, models: Sequence[ListedModel], query: Mapping[str, str]) -> bytes:
+        """Return a page of the models: those after `after_id`, or the last ones before `before_id`.
+
+        Behind a model that is not there any more comes nothing, so that a client that turns pages comes to an end.
+        """
+        limit = query.get("limit", "")
+        size = min(max(int(limit), 1), _LARGEST_PAGE) if re.fullmatch(r"[0-9]{1,9}", limit) else _PAGE
+        names = [model.name for model in models]
+        backwards = "before_id" in query
+        if backwards:
+            rest = models[: _index(names, query["before_id"], 0)]
+        else:
+            rest = models[_index(names, query["after_id"], len(names)) + 1 :] if "after_id" in query else models
+        page = rest[-size:] if backwards else rest[:size]
+        ends = {"first_id": page[0].name, "last_id": page[-1].name} if page else {"first_id": None, "last_id": None}
+        return orjson.dumps({"data": [_card(model) for model in page], "has_more": len(rest) > len(page), **ends})
+
+    def model_card(self, model: ListedModel) -> bytes:
+        """Return one model."""
+        return orjson.dumps(_card(model))
+
+
+def _index(names: list[str], name: str, default: int) -> int:
+    return names.index(name) if name in names else default
+
+
+def _card(model: ListedModel) -> dict[str, object]:
+    return {
+        "type": "model",
+        "id": model.name,
+        "display_name": model.name,
+        "created_at": "1970-01-01T00:00:00Z",  # as documented for a date that is not known
+        "lifecycle": "active",
+        "max_tokens": model.max_output_tokens or None,
+    }
+
 
 def _ids(request_id: str) -> Headers:
     """Return our request id under our name, and under the one that Anthropic's SDKs read."""
     return [("x-request-id", request_id), ("request-id", request_id)]
-
-
-class StreamReader:
-    """Reads usage from a Messages stream: starts from `message_start`, overlays every `message_delta`.
-
-    It is final with the delta that stops the message, or when the answer ended in order.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._splitter = sse.EventSplitter(max_bytes)
-        self._figures: dict[str, object] = {}
-        self._has_output = False  # more than the provisional count that a message starts with
-        self._is_final = False
-        self._events = 0
-        self._size = 0
-        self.is_finished = False
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Return `chunk`."""
-        whole = self._splitter.feed(chunk)
-        self._size += len(chunk)
-        if whole and not self._splitter.overflowed:
-            self._read(whole)
-        return chunk
-
-    def end(self) -> bytes:
-        """Return nothing: nothing was held back. A last event that was not ended is read all the same."""
-        self._read(self._splitter.tail)
-        self._is_final = True
-        return b""
-
-    def usage(self, input_estimate: int) -> Usage:
-        """Return the provider's figures, or a lower bound and an estimate from what passed."""
-        known = read_usage(self._figures)
-        if known is not None and self._has_output and self._is_final and not self._splitter.overflowed:
-            return known
-        if known is None:
-            known = Usage(input_uncached=input_estimate)
-        output = max(known.output, estimate_output_tokens(self._events, self._size) if self._events else 0)
-        return Usage(known.input_uncached, known.cache_read, known.cache_write, output, known.reasoning, estimated=True)
-
-    def _read(self, whole: bytes) -> None:
-        """Take note of whole events; few of them have to be parsed."""
-        self._events += whole.count(b"event: content_block_delta") + whole.count(b"event:content_block_delta")
-        if _USAGE.search(whole) is not None or b"message_stop" in whole:
-            for event in sse.events(whole):
-                self._read_event(event)
-
-    def _read_event(self, event: bytes) -> None:
-        try:
-            value = orjson.loads(sse.data(event))
-        except orjson.JSONDecodeError:
-            return
-        kind = value.get("type") if isinstance(value, dict) else None
-        if kind == "message_start":
-            message = value.get("message")
-            self._overlay(message.get("usage") if isinstance(message, dict) else None)
-        elif kind == "message_delta" and self._overlay(value.get("usage")):
-            delta = value.get("delta")
-            self._has_output = True
-            self._is_final = isinstance(delta, dict) and delta.get("stop_reason") is not None
-        elif kind == "message_stop":
-            self.is_finished = self._is_final = True
-
-    def _overlay(self, usage: object) -> bool:
-        """Lay reported figures over those known so far. Whether the output is among them."""
-        if not isinstance(usage, dict):
-            return False
-        self._figures.update({name: value for name, value in usage.items() if value is not None})
-        return is_count(usage.get("output_tokens"))
-
-
-class MessageReader(ObjectReader):
-    """Reads usage from a single message."""
-
-    def read(self, value: dict[str, object]) -> Usage | None:
-        """Return the usage in the answer's object, None when there is none."""
-        return read_usage(value.get("usage"))
-
-
-def read_usage(value: object) -> Usage | None:
-    """Return Messages usage in the normal form, None when `value` is no usage."""
-    if not isinstance(value, dict) or not is_count(value.get("output_tokens")):
-        return None
-    iterations = value.get("iterations")
-    rows: list[object] = [value]
-    if isinstance(iterations, list):
-        rows += [row for row in iterations if isinstance(row, dict) and row.get("type") in _BILLED_BESIDE]
-    sums = (sum(count(row, name) for row in rows) for name in _COUNTS)
-    uncached, cache_read, cache_write, output = (min(each, MAX_COUNT) for each in sums)
-    reasoning = sum(count(row.get("output_tokens_details"), "thinking_tokens") for row in rows if isinstance(row, dict))
-    return Usage(uncached, cache_read, cache_write, output, min(reasoning, output))

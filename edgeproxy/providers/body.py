@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import orjson
 
+from edgeproxy.errors import INVALID_FIELD, GatewayError
+
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _NAME = re.compile(rb"\s*+,?+\s*+(%b)\s*+:\s*+" % _STRING, re.DOTALL)
 _SCALAR = re.compile(rb"%b|[^\s,{}\[\]]++" % _STRING, re.DOTALL)
@@ -23,8 +25,11 @@ _MAX_STEPS = 100_000  # brackets and members: far more than any conversation has
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
-class TooIntricateError(ValueError):
+class TooIntricateError(GatewayError):
     """The body has more members or brackets than are walked."""
+
+    def __init__(self) -> None:
+        super().__init__(INVALID_FIELD, "The request has more parts than can be checked. Send less.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,11 @@
 Bytes are never changed. Only the tail that is not yet a whole event is held, and of it no more than a bound.
 """
 
+import re
+from itertools import pairwise
+
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
+_BOUNDARY = re.compile(b"|".join(_BOUNDARIES))
 _LONGEST_BOUNDARY = 3
 
 
@@ -56,13 +60,16 @@ class EventSplitter:
 
 def events(whole: bytes) -> list[bytes]:
     """Return the single events in what `EventSplitter.feed` gave out, each with its boundary: joined, they are it."""
-    found = []
-    start = 0
-    while start < len(whole):
-        end = _first_boundary(whole, start)
-        found.append(whole[start:end])
-        start = end
-    return found
+    marks = [mark for mark in _BOUNDARIES if mark in whole]
+    if len(marks) == 1:  # nearly always: a stream ends its lines in one way
+        mark = marks[0]
+        *found, rest = whole.split(mark)
+        found = [event + mark for event in found]
+    else:
+        ends = [match.end() for match in _BOUNDARY.finditer(whole)]
+        found = [whole[start:end] for start, end in pairwise((0, *ends))]
+        rest = whole[ends[-1] :] if ends else whole
+    return [*found, rest] if rest else found
 
 
 def data(event: bytes) -> bytes:
@@ -74,9 +81,3 @@ def data(event: bytes) -> bytes:
 def _last_boundary(text: bytes) -> int:
     """Return where the last event in `text` ends, 0 when none does."""
     return max(text.rfind(mark) + len(mark) if mark in text else 0 for mark in _BOUNDARIES)
-
-
-def _first_boundary(text: bytes, start: int) -> int:
-    """Return where the event that begins at `start` ends, the end of `text` at the latest."""
-    ends = [at + len(mark) for mark in _BOUNDARIES if (at := text.find(mark, start)) >= 0]
-    return min(ends, default=len(text))

@@ -27,6 +27,7 @@ from edgeproxy.store.keys import StoredKey
 from edgeproxy.store.migrate import migrate
 
 PARTITIONS = 4
+KEPT_OF_USAGE = ("input_uncached", "cache_read", "cache_write", "output", "reasoning", "estimated")
 EMPTY = """
 DO $$
 DECLARE name text;
@@ -130,7 +131,7 @@ def make_event() -> Callable[..., UsageEvent]:
 
     def make(key_id: KeyId, *, at_ms: int | None = None, **fields: Any) -> UsageEvent:
         moment = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-        counts = {name: fields.pop(name) for name in Usage.__dataclass_fields__ if name in fields}
+        counts = {name: fields.pop(name) for name in KEPT_OF_USAGE if name in fields}
         usage = Usage(**({"input_uncached": 10, "cache_read": 3, "output": 7, "reasoning": 2} | counts))
         known = {"id": uuid7(moment, random.getrandbits(74)), "model": "gpt-mock", "status": 200, "latency_ms": 12}
         return UsageEvent(key_id=key_id, usage=usage, **(known | fields))

@@ -14,6 +14,7 @@ from edgeproxy.config import (
     Model,
     Provider,
     Settings,
+    allowed_features,
     environment_names,
     from_tables,
     is_loopback,
@@ -21,6 +22,7 @@ from edgeproxy.config import (
     provider_secret,
     split_address,
 )
+from edgeproxy.domain.features import Feature
 from edgeproxy.errors import OperatorError
 
 SECRET = "sk-Zq7operator"
@@ -129,6 +131,9 @@ def test_a_file_sets_what_it_names(written):
         {"bounds": {"max_body_bytes": 1}},
         {"bounds": {"max_body_bytes": 10**12}},
         {**with_provider(secret_env="_K9"), "model": [{**MODEL, "max_output_tokens": 0}]},
+        {**with_provider(), "model": [{**MODEL, "list": ["gpt-", "gpt-4o", "gpt-x/y:z"]}]},
+        {**with_provider(), "model": [{**MODEL, "match": "*", "list": ["any"]}]},
+        with_provider(unmetered=[f"{feature}={10**12 - 1}" for feature in Feature]),
     ],
 )
 def test_the_edges_of_what_is_allowed_are_allowed(tables):
@@ -269,12 +274,52 @@ def test_a_value_of_another_type_is_refused_by_name(tables, line):
         ({"model": [MODEL]}, ["model 'gpt-*': provider = 'mock' is not known", "none is configured"]),
         ({**with_provider(), "model": [{**MODEL, "provider": "mok"}]}, ["model 'gpt-*'", "did you mean mock?"]),
         ({**with_provider(), "model": [{**MODEL, "max_output_tokens": -1}]}, ["model 'gpt-*'", "max_output_tokens"]),
+        *(
+            ({**with_provider(), "model": [{**MODEL, "list": ["gpt-4o", name]}]}, ["model 'gpt-*'", repr(name)])
+            for name in ("claude-a", "GPT-4o", "", "gpt", " gpt-4o", "x\ngpt-4o")
+        ),
+        (with_provider(unmetered=["batches=0", "batches=5"]), ["unmetered names batches twice"]),
+        (with_provider(unmetered=["batchs=0"]), ["provider 'mock': unmetered = 'batchs'", "did you mean batches?"]),
+        *(
+            (with_provider(unmetered=["files=0", row]), ["provider 'mock': unmetered", "is not known"])
+            for row in ("", "=", "=0", "Batches=0", " batches=0", "batches\n=0", "batches,files=0")
+        ),
+        *(
+            (with_provider(unmetered=[row]), ["provider 'mock'", repr(row), "is not NAME=TOKENS, as in batches=0"])
+            for row in (
+                *("batches", "batches=", "batches=-1", "batches=+1", "batches=1.5", "batches=0x1", "batches=1e3"),
+                *(
+                    "batches= 0",
+                    "batches=0 ",
+                    "batches=0\n",
+                    "batches=1_000",
+                    "batches=0=0",
+                    "batches=٣",
+                    "batches=free",
+                ),
+                f"batches={10**12}",
+            )
+        ),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_by_name(tables, words):
     line = refusal(from_tables, tables)
     for word in words:
         assert word in line
+
+
+def test_what_hides_its_bill_is_allowed_by_name_with_what_it_is_taken_to_use():
+    (provider,) = from_tables(with_provider(unmetered=["batches=50000", "files=0"])).provider
+    assert allowed_features(provider) == {Feature.BATCHES: 50_000, Feature.FILES: 0}
+
+
+def test_what_hides_its_bill_is_refused_unless_it_is_allowed():
+    assert allowed_features(Provider()) == {}
+
+
+def test_the_setting_names_everything_that_it_can_allow():
+    (doc,) = (each.metadata["doc"] for each in fields(Provider) if each.name == "unmetered")
+    assert all(f"`{feature}`" in doc for feature in Feature)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ STATUSES = {
     "path_not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,
+    "cannot_be_metered": 400,
+    "upgrade_refused": 426,
     "body_timeout": 408,
     "body_too_large": 413,
     "unsupported_encoding": 415,

@@ -10,6 +10,8 @@ LABELS = {
     "refusals": ("reason",),
     "tokens": ("provider", "kind"),
     "estimated": ("provider",),
+    "tool_calls": ("provider", "tool"),
+    "provider_cost_usd": ("provider",),
     "first_byte_seconds": ("provider",),
     "total_seconds": ("provider",),
     "overhead_seconds": (),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from edgeproxy.domain.identifiers import uuid7
 from edgeproxy.domain.keys import KeyId
 from edgeproxy.domain.limits import Amounts
-from edgeproxy.domain.usage import Usage, UsageEvent, decode_event, encode_event, storable_model
+from edgeproxy.domain.usage import Usage, UsageEvent, decode_event, encode_event, is_model_name, storable_model
 
 CONTENT = "Zq7-what-a-client-wrote"
 COUNTS = st.integers(0, 2**53 - 1)
@@ -57,11 +57,26 @@ def test_an_event_holds_counts_a_time_a_model_and_a_status():
 def test_nothing_used_is_nothing():
     assert Usage() == Usage(0, 0, 0, 0, 0, estimated=False)
     assert Usage().amounts == Amounts(requests=1)
+    assert (Usage().model, Usage().parts, Usage().tool_calls) == ("", (), ())
+    assert Usage().cost_nanos is None  # not said is not nothing
 
 
 def test_what_limits_count_is_one_request_with_all_of_its_input():
     assert EVENT.usage.input_total == 6
     assert EVENT.usage.amounts == Amounts(requests=1, input_tokens=6, output_tokens=4)
+
+
+@given(COUNTS, COUNTS, COUNTS)
+def test_what_is_cached_for_an_hour_is_a_part_of_what_is_cached(uncached, minutes, hour):
+    usage = Usage(uncached, cache_write=minutes + hour, cache_write_1h=hour)
+    assert usage.cache_write_5m == minutes
+    assert usage.input_total == uncached + minutes + hour
+
+
+def test_limits_count_neither_parts_nor_tools_nor_money():
+    billed = Usage(1, 2, 3, 4, parts=(Usage(1, 2), Usage(cache_write=3, output=4)), tool_calls=(("web_search", 2),))
+    assert billed.amounts == Usage(1, 2, 3, 4, cache_write_1h=3, cost_nanos=10**9, model="m").amounts
+    assert billed.amounts == Amounts(requests=1, input_tokens=6, output_tokens=4)
 
 
 def refuse(raw):
@@ -124,6 +139,7 @@ def test_garbage_is_refused(raw):
 
 @pytest.mark.parametrize("name", ["gpt-4o", "org/Model:v1.2_x-y", "a" * 64, "0"])
 def test_an_accepted_model_is_stored_as_it_was_asked_for(name):
+    assert is_model_name(name)
     assert storable_model(name, "pattern-*", accepted=True) == name
     assert storable_model(name, "pattern-*", accepted=False) == "pattern-*"
 
@@ -132,6 +148,7 @@ def test_an_accepted_model_is_stored_as_it_was_asked_for(name):
     "name", ["", " ", "a b", "a" * 65, "modèle", "gpt\n", "gpt\0", "a@example.com", "*", "x'; --", "😀", CONTENT + "?"]
 )
 def test_what_is_no_plain_name_is_never_stored(name):
+    assert not is_model_name(name)
     assert storable_model(name, "pattern-*", accepted=True) == "pattern-*"
 
 
@@ -139,3 +156,8 @@ def test_what_is_no_plain_name_is_never_stored(name):
 def test_what_is_stored_is_the_pattern_or_a_plain_name(name, accepted):
     stored = storable_model(name, "pattern-*", accepted=accepted)
     assert stored == "pattern-*" or (stored == name and name.isascii() and len(name) <= 64 and name.isprintable())
+
+
+@pytest.mark.parametrize("other", [None, 1, True, b"gpt-4o", ["gpt-4o"], {"gpt-4o": 1}])
+def test_what_is_no_text_is_no_name_of_a_model(other):
+    assert not is_model_name(other)

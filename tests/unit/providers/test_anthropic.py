@@ -1,109 +1,173 @@
 import json
-from itertools import pairwise
 
 import anthropic
 import httpx2
 import orjson
 import pytest
+from anthropic.types import ModelInfo
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension, Limit
 from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import BUDGET_EXHAUSTED, KINDS, RATE_LIMITED, UPSTREAM_CREDENTIALS, GatewayError
-from edgeproxy.providers.anthropic import Anthropic, MessageReader, StreamReader, read_usage
-from edgeproxy.providers.base import MAX_COUNT, LimitLevel
+from edgeproxy.providers.anthropic import Anthropic
+from edgeproxy.providers.anthropic_usage import StreamReader
+from edgeproxy.providers.base import MODELS, Incoming, LimitLevel, ListedModel, RequestFacts
+from edgeproxy.providers.readers import ObjectReader
 
 DIALECT = Anthropic()
 SECRET = "Zq7-content-of-a-client"
-WIDE = 1 << 20
-ESTIMATE = 77  # of the input, where the provider's figures are not known
-
-CONTENTS = st.lists(
-    st.one_of(
-        st.sampled_from(
-            ['"usage": {"output_tokens": 9}', "event: message_stop", "message_delta", "\n\ndata: {}\n\n", "😀\u2028"]
-        ),
-        st.text(max_size=20),
-    ),
-    max_size=6,
-)
-FIGURES = st.integers(0, 1_000_000)
-USAGES = st.builds(Usage, FIGURES, FIGURES, FIGURES, FIGURES)
-FRAMINGS = st.sampled_from([(" ", "\n", ""), ("", "\n", "   "), (" ", "\r\n", " ")])
-CUTS = st.lists(st.integers(0, 10_000), max_size=12)
+MESSAGES = DIALECT.find("/v1/messages").endpoint
+COUNT_TOKENS = DIALECT.find("/v1/messages/count_tokens").endpoint
 
 
 def body_of(**fields):
     return json.dumps({"model": "claude-mock", "max_tokens": 100, "messages": [], **fields}).encode()
 
 
-def figures(usage):
-    """The provider's words for a usage."""
-    return {
-        "input_tokens": usage.input_uncached,
-        "cache_creation_input_tokens": usage.cache_write,
-        "cache_read_input_tokens": usage.cache_read,
-        "output_tokens": usage.output,
-    }
+def incoming(body, method="POST"):
+    return Incoming(method, body, len(body))
 
 
-def event_of(row, framing=(" ", "\n", "")):
-    space, newline, pad = framing
-    text = json.dumps(row, ensure_ascii=False) + pad
-    return f"event:{space}{row['type']}{newline}data:{space}{text}{newline}{newline}".encode()
+def facts_of(**fields):
+    return MESSAGES.read_request(incoming(body_of(**fields)))
 
 
-def stream_of(contents, first, final, framing=(" ", "\n", "")):
-    """The events of a stream, each as its bytes: `first` is the usage at its start, `final` the usage at its end."""
-    texts = [
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}} for text in contents
-    ]
-    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": figures(final)}
-    rows = [
-        {"type": "message_start", "message": {"model": "claude-mock", "usage": figures(first)}},
-        {"type": "ping"},
-        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
-        *texts,
-        {"type": "content_block_stop", "index": 0},
-        stop,
-        {"type": "message_stop"},
-    ]
-    return [event_of(row, framing) for row in rows]
+# --- paths
 
 
-def cut(stream, cuts):
-    at = sorted({0, len(stream), *(each % (len(stream) + 1) for each in cuts)})
-    return [stream[start:end] for start, end in pairwise(at)]
+@pytest.mark.parametrize(
+    ("path", "name", "methods"),
+    [
+        ("/v1/messages", "messages", ("POST",)),
+        ("/v1/messages/count_tokens", "count tokens", ("POST",)),
+        ("/v1/models", "models", ("GET", "HEAD")),
+        ("/v1/models/claude-mock", "models", ("GET", "HEAD")),
+    ],
+)
+def test_a_path_leads_to_its_operation_and_goes_on_unchanged(path, name, methods):
+    call = DIALECT.find(path)
+    assert (call.endpoint.name, call.endpoint.methods, call.path) == (name, methods, path)
 
 
-def read(pieces, *, max_bytes=WIDE):
-    """What is forwarded of a stream that ends in order, and its usage."""
-    reader = StreamReader(max_bytes)
-    forwarded = b"".join(reader.feed(piece) for piece in pieces) + reader.end()
-    return forwarded, reader.usage(ESTIMATE)
+def test_the_model_in_a_path_is_decoded():
+    assert DIALECT.find("/v1/models").model == DIALECT.find("/v1/messages").model == ""
+    assert DIALECT.find("/v1/models/claude-mock%3Achunks-3").model == "claude-mock:chunks-3"
+    assert DIALECT.find("/v1/models/vendor/claude").model == "vendor/claude"
 
 
-def broken_off(pieces):
-    """The usage of a stream of which nothing more came."""
-    reader = StreamReader(WIDE)
-    for piece in pieces:
-        reader.feed(piece)
-    return reader.usage(ESTIMATE)
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "/v1", "/v1/complete", "/v1/message", "/v1/messages/", "/v1/messages/x", "/v1/modelss"),
+        *("/v2/messages", "/v1/messages/count_tokens/x", "/v1/messages/batches/..", "/v1/files/a/b/c/d"),
+        *("/v1/agents", "/v1/skills", "/v1/sessions", "/v1/environments", "/v1/organizations/me"),
+    ],
+)
+def test_what_is_not_served_is_not_found(path):
+    assert DIALECT.find(path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "feature", "is_free"),
+    [
+        ("/v1/messages/batches", "POST", Feature.BATCHES, False),
+        ("/v1/messages/batches", "GET", Feature.BATCHES, True),
+        ("/v1/messages/batches/msgbatch_01/results", "GET", Feature.BATCHES, True),
+        ("/v1/messages/batches/msgbatch_01/cancel", "POST", Feature.BATCHES, True),
+        ("/v1/files", "POST", Feature.FILES, False),
+        ("/v1/files/file_01/content", "GET", Feature.FILES, True),
+        ("/v1/files/file_01", "DELETE", Feature.FILES, True),
+    ],
+)
+def test_what_hides_its_bill_is_named(path, method, feature, is_free):
+    endpoint = DIALECT.find(path).endpoint
+    facts = endpoint.read_request(incoming(b"", method))
+    assert method in endpoint.methods
+    assert (facts.features, facts.is_free) == ((feature,), is_free)
+
+
+@pytest.mark.parametrize(
+    ("base", "whole"),
+    [
+        ("", "/v1/messages"),
+        ("/v1", "/v1/messages"),
+        ("/anthropic", "/anthropic/v1/messages"),
+        ("/anthropic/v1", "/anthropic/v1/messages"),
+    ],
+)
+def test_the_version_stands_once_in_the_path_to_the_provider(base, whole):
+    assert DIALECT.upstream_path(base, "/v1/messages") == whole
+
+
+def test_beta_flags_and_pages_may_pass_in_the_query_and_keys_may_not():
+    assert set(DIALECT.query) == {"beta", "limit", "after_id", "before_id"}
+    assert DIALECT.find(DIALECT.example_path).endpoint is MESSAGES
 
 
 # --- requests
 
 
 def test_a_plain_request_is_understood():
-    body = body_of()
-    facts = DIALECT.read_request(body)
-    assert (facts.model, facts.stream, facts.output_max, facts.usage_requested) == ("claude-mock", False, 100, True)
-    assert facts.input_estimate == len(body) // 4 + 1
-    assert DIALECT.read_request(body_of(stream=True)).stream
-    assert DIALECT.read_request(body_of(max_tokens=0)).output_max == 0
-    assert DIALECT.read_request(b'{"model":"m","messages":[]}').output_max is None
+    estimate = len(body_of()) // 4 + 1
+    assert facts_of() == RequestFacts("claude-mock", stream=False, input_estimate=estimate, output_max=100)
+    assert facts_of(stream=True).stream
+    assert facts_of().usage_requested
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"max_tokens": 0}, 0),
+        ({"max_tokens": None}, None),
+        ({"fallbacks": None}, 100),
+        ({"fallbacks": "default"}, 100),
+        ({"fallbacks": []}, 100),
+        ({"fallbacks": [{"model": "a"}, {"model": "b", "max_tokens": None}]}, 100),
+        ({"fallbacks": [{"model": "a", "max_tokens": 50}]}, 100),
+        ({"fallbacks": [{"model": "a", "max_tokens": 50}, {"model": "b", "max_tokens": 900}, "nonsense"]}, 900),
+        ({"max_tokens": None, "fallbacks": [{"model": "a", "max_tokens": 900}]}, None),
+        # No bound at all: the provider asks itself again. The excess is charged when it is known.
+        ({"tools": [{"type": "web_search_20260318", "name": "web_search", "max_uses": 5}]}, 100),
+    ],
+)
+def test_the_declared_maximum_is_the_largest_of_all_attempts(fields, most):
+    assert facts_of(**fields).output_max == most
+
+
+def test_a_request_that_continues_a_stored_thread_says_so():
+    assert facts_of(thread={"type": "create"}).features == (Feature.STORED_CONTEXT,)
+    assert facts_of(thread={"type": "continue", "previous_message_id": "msg_1"}).features == (Feature.STORED_CONTEXT,)
+    assert facts_of(thread=None).features == ()
+
+
+@pytest.mark.parametrize("ttl", [b'"ttl":"1h"', b'"ttl": "1h"', b'"ttl"\n :\t"1h"'])
+def test_a_cache_of_an_hour_is_noticed_however_it_is_spaced(ttl):
+    body = b'{"model":"m","messages":[],"cache_control":{"type":"ephemeral",%b}}' % ttl
+    assert MESSAGES.read_request(incoming(body)).long_cache
+
+
+def test_what_only_speaks_of_an_hour_asks_for_none():
+    assert not facts_of(cache_control={"type": "ephemeral", "ttl": "5m"}).long_cache
+    assert not facts_of(messages=[{"role": "user", "content": 'write {"ttl": "1h"}'}]).long_cache
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}, "metadata": {"user_id": "x"}},
+        {"inference_geo": "us", "speed": "fast", "service_tier": "auto", "mcp_servers": [{}], "unheard_of": [1]},
+    ],
+)
+def test_what_does_not_concern_us_is_neither_refused_nor_changed(fields):
+    body = body_of(**fields)
+    facts = MESSAGES.read_request(incoming(body))
+    assert facts.features == ()
+    assert MESSAGES.outgoing_body(body, facts, "claude-mock", ask_for_usage=True) is body
 
 
 @pytest.mark.parametrize(
@@ -124,11 +188,15 @@ def test_a_plain_request_is_understood():
         b'{"model":"a","messages":[],"model":"b"}',
         rb'{"model":"a","messages":[],"\u006dodel":"b"}',
         b'{"model":"a","messages":[],"max_tokens":1,"max_tokens":64000}',
+        b'{"model":"a","messages":[],"thread":{"type":"create"},"thread":null}',
+        b'{"model":"a","messages":[],"fallbacks":[],"fallbacks":"default"}',
+        body_of(fallbacks=[{"model": "a", "max_tokens": SECRET}]),
+        body_of(fallbacks=[{"model": "a", "max_tokens": -1}]),
     ],
 )
 def test_a_request_that_cannot_be_counted_is_refused_without_echo(body):
     with pytest.raises(GatewayError) as caught:
-        DIALECT.read_request(body)
+        MESSAGES.read_request(incoming(body))
     assert caught.value.kind.status == 400
     _, answer = DIALECT.error(caught.value, "id")
     assert SECRET.encode() not in answer
@@ -136,10 +204,57 @@ def test_a_request_that_cannot_be_counted_is_refused_without_echo(body):
 
 def test_the_body_goes_as_it_came_but_for_the_model():
     body = b' {"messages":[{"model":"claude-mock"}], "model" : "claude-mock", "x":1.50, "messages2":"\\u00e9" }'
-    facts = DIALECT.read_request(body)
-    assert DIALECT.outgoing_body(body, facts, "claude-mock", ask_for_usage=True) is body
-    sent = DIALECT.outgoing_body(body, facts, "other", ask_for_usage=True)
+    facts = MESSAGES.read_request(incoming(body))
+    assert MESSAGES.outgoing_body(body, facts, "claude-mock", ask_for_usage=True) is body
+    sent = MESSAGES.outgoing_body(body, facts, "other", ask_for_usage=True)
     assert sent == body.replace(b': "claude-mock", "x"', b': "other", "x"')
+
+
+def test_counting_tokens_is_free_and_needs_a_model_and_messages():
+    facts = COUNT_TOKENS.read_request(incoming(b'{"model":"claude-mock","messages":[],"system":"x"}'))
+    assert facts == RequestFacts("claude-mock", stream=False, input_estimate=0, output_max=0, is_free=True)
+    for body in (b"", b"[]", b'{"model":"m"}', b'{"messages":[]}', b'{"model":"a","messages":[],"model":"b"}'):
+        with pytest.raises(GatewayError) as caught:
+            COUNT_TOKENS.read_request(incoming(body))
+        assert caught.value.kind.status == 400
+
+
+# --- answers
+
+
+def test_the_reader_fits_what_came_and_not_what_was_asked_for():
+    for stream in (True, False):
+        facts = facts_of(stream=stream)
+        readers = [
+            MESSAGES.reader(facts, content_type, ask_for_usage=False, max_bytes=100)
+            for content_type in ("text/event-stream", "application/json", "")
+        ]
+        assert [type(reader) for reader in readers] == [StreamReader, ObjectReader, ObjectReader]
+
+
+@pytest.mark.parametrize("long_cache", [True, False])
+def test_the_reader_knows_of_a_long_cache(long_cache):
+    facts = facts_of(cache_control={"type": "ephemeral", "ttl": "1h" if long_cache else "5m"})
+    usage = {"input_tokens": 1, "cache_creation_input_tokens": 9, "output_tokens": 2}
+    start = {"type": "message_start", "message": {"usage": usage}}
+    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}}
+    stream = b"".join(b"data: %b\n\n" % orjson.dumps(each) for each in (start, stop))
+    expected = Usage(1, cache_write=9, output=2, cache_write_1h=9 if long_cache else 0)
+    for content_type, answer in (
+        ("application/json", orjson.dumps({"usage": usage})),
+        ("text/event-stream", stream),
+    ):
+        reader = MESSAGES.reader(facts, content_type, ask_for_usage=False, max_bytes=1000)
+        reader.feed(answer)
+        assert reader.usage(77) == expected
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b'{"usage":null}', b'{"usage":{}}', b'{"usage":7}', b"\xff"])
+def test_a_message_without_usage_is_estimated_up_to_what_was_asked_for(answer):
+    for most in (100, 1):
+        reader = MESSAGES.reader(facts_of(max_tokens=most), "application/json", ask_for_usage=False, max_bytes=100)
+        assert reader.feed(answer) is answer
+        assert reader.usage(77) == Usage(77, output=min(len(answer) // 4, most), estimated=True)
 
 
 # --- headers
@@ -158,21 +273,21 @@ def test_only_listed_headers_go_to_the_provider():
             "User-Agent": SECRET,
             "X-Forwarded-For": SECRET,
             "Host": SECRET,
+            "Content-Type": SECRET,
             "Content-Length": SECRET,
         }
     )
     assert DIALECT.outgoing_headers("operator", client) == [
         ("x-api-key", "operator"),
-        ("content-type", "application/json"),
         ("accept", "application/json"),
         ("anthropic-version", "2026-10-21"),
     ]
 
 
 def test_every_beta_flag_goes_on_however_often_the_header_stands_there():
-    client = CIMultiDict([("Anthropic-Beta", "a-1,b-2"), ("anthropic-beta", "c-3")])
+    client = CIMultiDict([("Anthropic-Beta", "a-1,b-2 ,  x"), ("anthropic-beta", "c-3")])
     sent = DIALECT.outgoing_headers("operator", client)
-    assert [value for name, value in sent if name == "anthropic-beta"] == ["a-1,b-2", "c-3"]
+    assert [value for name, value in sent if name == "anthropic-beta"] == ["a-1,b-2 ,  x", "c-3"]
 
 
 STRIPPED = [
@@ -268,221 +383,87 @@ def test_the_type_of_an_error_is_the_one_of_its_status(kind):
     assert row["type"] == TYPES.get(kind.status, "invalid_request_error")
 
 
+def test_a_bad_request_is_never_about_our_own_secret():
+    assert not DIALECT.is_credentials_error(b'{"type":"error","error":{"type":"authentication_error"}}')
+
+
 def test_clients_are_told_to_stop_where_waiting_does_not_help():
     for kind in (BUDGET_EXHAUSTED, UPSTREAM_CREDENTIALS):
         assert ("x-should-retry", "false") in DIALECT.error(GatewayError(kind), "id")[0]
     assert "x-should-retry" not in dict(DIALECT.error(GatewayError(RATE_LIMITED, retry_after_ms=1), "id")[0])
 
 
-# --- usage
+# --- models
+
+MODELS_HERE = [ListedModel(f"claude-{number}", "anthropic", 1000 * number) for number in range(30)]
+
+
+def page_of(**query):
+    return orjson.loads(DIALECT.model_list(MODELS_HERE, query))
+
+
+def numbers(page):
+    return [int(row["id"].removeprefix("claude-")) for row in page["data"]]
 
 
 @pytest.mark.parametrize(
-    ("reported", "usage"),
+    ("query", "shown", "has_more"),
     [
-        ({"input_tokens": 5, "output_tokens": 7}, Usage(5, output=7)),
-        ({"output_tokens": 7}, Usage(output=7)),
-        ({"input_tokens": None, "output_tokens": 7, "cache_read_input_tokens": None}, Usage(output=7)),
-        (figures(Usage(1, 2, 3, 4)), Usage(1, 2, 3, 4)),
-        (
-            {"input_tokens": 1, "output_tokens": 9, "output_tokens_details": {"thinking_tokens": 6}},
-            Usage(1, output=9, reasoning=6),
-        ),
-        ({"output_tokens": 2, "output_tokens_details": {"thinking_tokens": 6}}, Usage(output=2, reasoning=2)),
-        # Passes of the server itself are billed beside the top level; messages are in it already.
-        (
-            {
-                **figures(Usage(229, output=5)),
-                "iterations": [
-                    {"type": "compaction", **figures(Usage(100, 10, 55_096, 131))},
-                    {"type": "message", **figures(Usage(229, output=5))},
-                    {"type": "advisor_message", "output_tokens": 18, "output_tokens_details": {"thinking_tokens": 3}},
-                    {"type": "unheard_of", **figures(Usage(9, 9, 9, 9))},
-                    "nonsense",
-                    None,
-                ],
-            },
-            Usage(329, 10, 55_096, 154, reasoning=3),
-        ),
-        ({**figures(Usage(1, output=2)), "iterations": {"type": "compaction"}}, Usage(1, output=2)),
-        ({"input_tokens": -1, "output_tokens": 2, "cache_read_input_tokens": "9"}, Usage(output=2)),
+        ({}, range(20), True),
+        ({"limit": "1000"}, range(30), False),
+        ({"limit": "30"}, range(30), False),
+        ({"limit": "29"}, range(29), True),
+        ({"limit": "2", "after_id": "claude-27"}, [28, 29], False),
+        ({"limit": "2", "after_id": "claude-26"}, [27, 28], True),
+        ({"limit": "3", "before_id": "claude-10"}, [7, 8, 9], True),
+        ({"limit": "3", "before_id": "claude-2"}, [0, 1], False),
+        ({"after_id": "claude-29"}, [], False),
+        ({"after_id": "gone"}, [], False),
+        ({"before_id": "gone"}, [], False),
+        ({"before_id": "claude-0"}, [], False),
+        *(({"limit": bad}, range(20), True) for bad in ("", "-1", "x", "1.5", "\u0663", "9" * 5000)),
+        ({"limit": "0"}, [0], True),
+        ({"limit": "999999999"}, range(30), False),
     ],
 )
-def test_usage_is_read_into_the_normal_form(reported, usage):
-    assert read_usage(reported) == usage
+def test_models_come_in_pages(query, shown, has_more):
+    page = page_of(**query)
+    assert numbers(page) == list(shown)
+    ends = [f"claude-{number}" for number in (shown[0], shown[-1])] if shown else [None, None]
+    assert [page["has_more"], page["first_id"], page["last_id"]] == [has_more, *ends]
 
 
+@given(st.integers(1, 40))
 @pytest.mark.parametrize(
-    "value",
-    [None, [], "x", 1, {}, {"input_tokens": 1}, *({"output_tokens": bad} for bad in (None, -1, 1.5, "1", True))],
+    ("turn", "end", "first", "models"),
+    [("after_id", "last_id", {}, 30), ("before_id", "first_id", {"before_id": "claude-29"}, 29)],
 )
-def test_what_has_no_count_of_the_output_is_no_usage(value):
-    assert read_usage(value) is None
+def test_whoever_turns_all_pages_sees_every_model_once(turn, end, first, models, size):
+    page = page_of(limit=str(size), **first)
+    seen = numbers(page)
+    while page["has_more"]:
+        page = page_of(limit=str(size), **{turn: page[end]})
+        seen += numbers(page)
+    assert sorted(seen) == list(range(models))
 
 
-def test_absurd_figures_stay_countable():
-    rows = [{"type": "compaction", **figures(Usage(*[MAX_COUNT] * 4))}] * 1000
-    usage = read_usage({**figures(Usage(*[MAX_COUNT] * 4)), "iterations": rows})
-    assert usage.input_total + usage.output <= 2**53
+def test_the_official_client_understands_models_and_their_pages():
+    def answer(request):
+        call = DIALECT.find(request.url.path)
+        assert call.endpoint is MODELS
+        query = dict(request.url.params)
+        assert set(query) <= set(DIALECT.query)
+        body = DIALECT.model_card(MODELS_HERE[1]) if call.model else DIALECT.model_list(MODELS_HERE, query)
+        return httpx2.Response(200, headers={"content-type": "application/json"}, content=body)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with anthropic.Anthropic(api_key="x", base_url="http://gateway", http_client=http) as client:
+        listed = list(client.models.list(limit=7))
+        card = client.models.retrieve("claude-1")
+    assert [model.id for model in listed] == [model.name for model in MODELS_HERE]
+    assert (card.id, card.display_name, card.type, card.max_tokens) == ("claude-1", "claude-1", "model", 1000)
+    assert ModelInfo.model_validate(orjson.loads(DIALECT.model_card(MODELS_HERE[1]))) == card
 
 
-# --- streams
-
-
-@given(CONTENTS, USAGES, USAGES, FRAMINGS, CUTS)
-def test_any_cut_of_a_stream_gives_the_same_usage_and_the_same_bytes(contents, first, final, framing, cuts):
-    stream = b"".join(stream_of(contents, first, final, framing))
-    assert read(cut(stream, cuts)) == (stream, final)
-
-
-@given(CONTENTS, FIGURES, FIGURES, FIGURES)
-def test_a_stream_that_broke_off_is_a_lower_bound_and_says_so(contents, uncached, cached, output):
-    first = Usage(uncached, output=1)
-    final = Usage(uncached, cached, 7, output + 1)
-    events = stream_of(contents, first, final)
-    for passed in range(len(events) + 1):
-        seen = broken_off(events[:passed])
-        if passed == 0:
-            assert seen == Usage(ESTIMATE, estimated=True)
-        elif passed < len(events) - 1:
-            assert seen.estimated
-            assert (seen.input_uncached, seen.cache_read, seen.cache_write) == (uncached, 0, 0)
-            assert seen.output >= max(1, len([each for each in events[:passed] if b"text_delta" in each]))
-        else:
-            assert seen == final
-
-
-@pytest.mark.parametrize("framing", [(" ", "\n", ""), ("", "\n", ""), (" ", "\r\n", "")])
-@pytest.mark.parametrize("letters", [1, 10_000])
-def test_an_estimate_counts_text_events_and_what_they_hold(framing, letters):
-    start, *events = stream_of(["x" * letters] * 50, Usage(5, output=1), Usage(), framing)
-    passed = [start, *(event for event in events if b"text_delta" in event)]
-    tokens = 50 if letters == 1 else (len(b"".join(passed)) - 50 * 200) // 4
-    assert broken_off(passed) == Usage(5, output=tokens, estimated=True)
-
-
-@given(st.lists(st.binary(max_size=30), max_size=8), st.integers(0, 50))
-def test_garbage_passes_unharmed_and_is_estimated(pieces, max_bytes):
-    forwarded, usage = read(pieces, max_bytes=max_bytes)
-    assert forwarded == b"".join(pieces)
-    assert (usage.input_total, usage.estimated) == (ESTIMATE, True)
-    assert usage.output <= len(pieces)  # what looks like the name of an event counts as one
-
-
-WILD = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=3)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(
-                ["usage", "input_tokens", "output_tokens", "cache_read_input_tokens", "iterations", "type"]
-            ),
-            inner,
-            max_size=4,
-        ),
-    ),
-    max_leaves=8,
-)
-KINDS_OF_EVENTS = st.one_of(st.sampled_from(["message_start", "message_delta", "message_stop"]), WILD)
-
-
-@given(
-    st.lists(
-        st.fixed_dictionaries({"type": KINDS_OF_EVENTS, "message": WILD, "usage": WILD, "delta": WILD}), max_size=4
-    )
-)
-def test_nonsense_in_the_right_places_never_raises_and_stays_countable(rows):
-    stream = b"".join(b"event: x\ndata: " + json.dumps(row).encode() + b"\n\n" for row in rows)
-    forwarded, usage = read([stream])
-    assert forwarded == stream
-    assert 0 <= usage.input_total + usage.output <= 2**53
-    assert min(usage.input_uncached, usage.cache_read, usage.cache_write, usage.output, usage.reasoning) >= 0
-
-
-def test_an_event_beyond_the_bound_passes_and_leaves_an_estimate():
-    events = stream_of(["a", "b" * 900, "c"], Usage(10, output=1), Usage(10, output=30))
-    stream = b"".join(events)
-    forwarded, usage = read([stream[at : at + 7] for at in range(0, len(stream), 7)], max_bytes=400)
-    assert forwarded == stream
-    assert usage.estimated
-    assert usage.input_total == 10
-
-
-def test_a_delta_replaces_what_it_names_and_may_lower_it():
-    first = {"type": "message_start", "message": {"usage": {**figures(Usage(2225, 55_096, 3, 1)), "x": 1}}}
-    grown = {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 9447, "output_tokens": 11}}
-    fallen = {
-        "type": "message_delta",
-        "delta": {"stop_reason": "end_turn"},
-        "usage": {
-            "input_tokens": 404,
-            "cache_read_input_tokens": 0,
-            "output_tokens": 12,
-            "cache_creation_input_tokens": None,
-        },
-    }
-    assert read(map(event_of, [first, grown, fallen]))[1] == Usage(404, 0, 3, 12)
-
-
-def test_figures_are_final_only_where_the_message_stopped():
-    first = {"type": "message_start", "message": {"usage": figures(Usage(5, output=1))}}
-    grown = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 11}}
-    assert broken_off(map(event_of, [first, grown])) == Usage(5, output=11, estimated=True)
-    assert broken_off(map(event_of, [first, grown, {"type": "message_stop"}])) == Usage(5, output=11)
-    assert read(map(event_of, [first, grown]))[1] == Usage(5, output=11)
-
-
-def test_the_provisional_figures_of_the_start_are_never_final():
-    first = {"type": "message_start", "message": {"usage": figures(Usage(5, output=1))}}
-    bare = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}
-    stop = {"type": "message_stop"}
-    stream = b"".join(map(event_of, [first, bare, stop]))
-    for pieces in ([stream], [bytes([byte]) for byte in stream]):
-        assert read(pieces)[1] == Usage(5, output=1, estimated=True)
-
-
-def test_the_last_event_counts_although_nothing_ends_it():
-    stream = b"".join(stream_of(["x"], Usage(3), Usage(3, output=4))[:-1]).removesuffix(b"\n\n")
-    assert read([stream]) == (stream, Usage(3, output=4))
-
-
-def test_an_error_in_the_stream_leaves_an_estimate():
-    error = {"type": "error", "error": {"type": "overloaded_error", "message": "x"}}
-    events = [*stream_of(["x"], Usage(3, output=1), Usage(3, output=4))[:4], event_of(error)]
-    usage = read(events)[1]
-    assert usage.estimated
-    assert (usage.input_total, usage.output >= 1) == (3, True)
-
-
-def test_the_last_word_is_noticed():
-    reader = StreamReader(WIDE)
-    *events, last = stream_of(["message_stop", '{"type": "message_stop"}'], Usage(3), Usage(3, output=4))
-    for event in events:
-        reader.feed(event)
-    assert not reader.is_finished
-    reader.feed(last)
-    assert reader.is_finished
-
-
-# --- single messages
-
-
-@given(USAGES, CUTS)
-def test_a_single_message_is_read_wherever_it_was_cut(usage, cuts):
-    answer = json.dumps({"type": "message", "content": [], "usage": figures(usage)}).encode()
-    reader = MessageReader(WIDE)
-    assert b"".join(reader.feed(piece) for piece in cut(answer, cuts)) + reader.end() == answer
-    assert reader.usage(ESTIMATE) == usage
-
-
-@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b'{"usage":null}', b'{"usage":{}}', b'{"usage":7}', b"\xff"])
-def test_an_answer_without_usage_is_estimated(answer):
-    reader = MessageReader(WIDE)
-    assert reader.feed(answer) is answer
-    assert reader.usage(ESTIMATE) == Usage(ESTIMATE, output=len(answer) // 4, estimated=True)
-
-
-def test_the_reader_fits_the_request():
-    unary, streamed = (DIALECT.read_request(body_of(stream=stream)) for stream in (False, True))
-    assert isinstance(DIALECT.reader(unary, ask_for_usage=True, max_bytes=1), MessageReader)
-    assert isinstance(DIALECT.reader(streamed, ask_for_usage=True, max_bytes=1), StreamReader)
+def test_an_unknown_maximum_is_left_open():
+    assert orjson.loads(DIALECT.model_card(MODELS_HERE[0]))["max_tokens"] is None

@@ -1,234 +1,57 @@
-import json
-import time
-from contextlib import suppress
-
-import pytest
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeproxy.domain.limits import Dimension, Limit
-from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_KEY, RATE_LIMITED, GatewayError
-from edgeproxy.providers.base import (
-    MAX_COUNT,
-    LimitLevel,
-    answer_headers,
-    count,
-    count_member,
-    estimate_input_tokens,
-    estimate_output_tokens,
-    flag_member,
-    list_member,
-    pick,
-    read_object,
-    retry_headers,
-    text_member,
-    tightest,
-)
+from edgeproxy.providers.base import MODELS, Body, Endpoint, RequestFacts
 
-SECRET = "Zq7-content-of-a-client"
-JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
-    max_leaves=5,
-)
+ENDPOINT = Endpoint()
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
-def refusal(function, *arguments):
-    with pytest.raises(GatewayError) as caught:
-        function(*arguments)
-    assert caught.value.kind.status == 400
-    assert SECRET not in caught.value.message
-    assert SECRET not in str(caught.value)
-    return caught.value
+def facts(model, span=None):
+    return RequestFacts(model=model, stream=False, input_estimate=1, output_max=None, model_span=span)
 
 
-# --- the object
+def test_most_operations_are_a_post_of_json():
+    assert (ENDPOINT.methods, ENDPOINT.body) == (("POST",), Body.JSON)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b" ",
-        b"{",
-        b"[]",
-        b'"text"',
-        b"null",
-        b"1",
-        b"{}{}",
-        b'{"a":1,}',
-        b"{'a':1}",
-        b'{"a":NaN}',
-        b'{"a":"\xff"}',
-        b'\xef\xbb\xbf{"a":1}',
-        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        json.dumps({"a": SECRET}).encode()[:-1],
-        "{}".encode("utf-16"),
-    ],
-)
-def test_what_is_no_json_object_is_refused(body):
-    assert refusal(read_object, body, ("model",)).kind.code == "invalid_json"
+def test_most_requests_cost_something_and_hide_nothing():
+    plain = facts("m")
+    assert not plain.is_free
+    assert not plain.long_cache
+    assert plain.features == ()
+    assert plain.usage_requested  # only a dialect whose streams have to be asked says no
 
 
-@given(st.binary(max_size=40))
-def test_garbage_is_read_or_refused_and_nothing_else(body):
-    with suppress(GatewayError):
-        assert isinstance(read_object(body, ("model",)), dict)
+@given(NAMES, NAMES)
+def test_the_model_of_a_json_body_is_replaced_and_nothing_else(model, other):
+    body = b' { "x" : {"model": 1} , "model" :%b, "y":1.50 } ' % orjson.dumps(model)
+    sent = ENDPOINT.outgoing_body(body, facts(model), other, ask_for_usage=False)
+    if model == other:
+        assert sent is body
+    else:
+        assert sent == b' { "x" : {"model": 1} , "model" :%b, "y":1.50 } ' % orjson.dumps(other)
 
 
-def test_a_field_that_stands_twice_is_refused_by_name():
-    error = refusal(read_object, f'{{"model":"{SECRET}","model":"b"}}'.encode(), ("stream", "model"))
-    assert error.kind.code == "invalid_field"
-    assert "'model'" in error.message
+@given(st.binary(max_size=20), NAMES, st.binary(max_size=20), NAMES)
+def test_the_model_of_a_form_is_replaced_where_it_stands_and_nothing_else(before, model, after, other):
+    start = len(before)
+    end = start + len(model.encode())
+    body = before + model.encode() + after
+    sent = ENDPOINT.outgoing_body(body, facts(model, (start, end)), other, ask_for_usage=False)
+    if model == other:
+        assert sent is body
+    else:
+        assert sent == before + other.encode() + after
 
 
-def test_only_fields_that_are_read_may_not_stand_twice():
-    assert read_object(b'{"x":1,"x":2}', ("model",)) == {"x": 2}
+def test_usage_is_asked_for_only_where_a_dialect_knows_how():
+    body = b'{"model":"m"}'
+    assert ENDPOINT.outgoing_body(body, facts("m"), "m", ask_for_usage=True) is body
 
 
-# --- its members
-
-
-def test_members_of_the_right_type_come_through():
-    value = {"model": "m", "stream": True, "n": 0, "messages": [], "off": False, "max": 2**53, "none": None}
-    assert text_member(value, "model") == "m"
-    assert flag_member(value, "stream") is True
-    assert flag_member(value, "off") is False
-    assert flag_member(value, "none") is False
-    assert flag_member(value, "absent") is False
-    assert count_member(value, "n") == 0
-    assert count_member(value, "max") == 2**53
-    assert count_member(value, "none") is None
-    assert count_member(value, "absent") is None
-    assert list_member(value, "messages") == []
-
-
-@pytest.mark.parametrize(
-    ("read", "bad"),
-    [
-        (text_member, [None, "", 1, True, [SECRET], {"a": SECRET}]),
-        (flag_member, [0, 1, "true", "", [SECRET], {}]),
-        (count_member, [-1, 2**53 + 1, 1.0, 1.5, "1", True, False, [SECRET], {}]),
-        (list_member, [None, "", SECRET, 1, {}, {"0": SECRET}]),
-    ],
-)
-def test_members_of_another_type_are_refused_by_name(read, bad):
-    for each in bad:
-        assert "'field'" in refusal(read, {"field": each}, "field").message
-    if read in (text_member, list_member):
-        assert "'field'" in refusal(read, {}, "field").message
-
-
-@given(JSON)
-def test_any_value_is_read_or_refused_and_nothing_else(value):
-    for read in (text_member, flag_member, count_member, list_member):
-        with suppress(GatewayError):
-            read({"field": value}, "field")
-
-
-# --- estimates
-
-
-@given(st.binary(max_size=200))
-def test_an_estimate_of_input_is_about_a_quarter_of_the_bytes(body):
-    assert estimate_input_tokens(body) == len(body) // 4 + 1
-
-
-def test_a_picture_counts_as_a_picture_and_not_as_its_letters():
-    prose = b'{"messages":[{"role":"user","content":"' + b"word " * 400 + b'"}]}'
-    picture = b'{"url":"data:image/png;base64,' + b"iVBORw0KGgo" * 100_000 + b'"}'
-    assert estimate_input_tokens(prose) == len(prose) // 4 + 1
-    assert 1600 <= estimate_input_tokens(picture) <= 1700
-    assert 3200 <= estimate_input_tokens(picture + picture) <= 3400
-    assert estimate_input_tokens(b'{"base64":"' + b"A" * 2047 + b'"}') > 500
-
-
-def test_a_body_made_to_be_slow_is_estimated_quickly():
-    body = b"base64 " + (b"A" * 2047 + b" ") * 2000
-    started = time.perf_counter()
-    assert estimate_input_tokens(body) == len(body) // 4 + 1
-    assert time.perf_counter() - started < 1
-
-
-@given(st.integers(0, 10_000), st.integers(0, 10**9))
-def test_an_estimate_of_output_is_never_negative_and_at_least_one_for_each_event(events, size):
-    estimate = estimate_output_tokens(events, size)
-    assert estimate >= events
-    assert estimate <= events + size
-
-
-def test_an_estimate_of_output_grows_with_long_events():
-    assert estimate_output_tokens(10, 10 * 240) == 100
-    assert estimate_output_tokens(10, 10 * 204) == 10
-
-
-# --- what providers report
-
-
-@pytest.mark.parametrize("number", [-1, 1.0, "1", True, None, [1], {}, MAX_COUNT + 1, 2**70])
-def test_what_is_no_count_counts_nothing(number):
-    assert count({"n": number}, "n") == 0
-
-
-@pytest.mark.parametrize("value", [None, [], "n", 1, {}, {"m": 1}])
-def test_a_count_that_is_not_there_is_nothing(value):
-    assert count(value, "n") == 0
-
-
-def test_a_count_may_be_as_large_as_redis_can_add_up():
-    assert count({"n": MAX_COUNT}, "n") == MAX_COUNT
-    assert 4 * MAX_COUNT <= 2**53
-
-
-# --- windows
-
-
-def level(dimension, remaining, amount=100):
-    return LimitLevel(Limit(dimension, amount, 60_000), remaining, 1)
-
-
-def test_the_tightest_window_is_the_one_with_least_left():
-    levels = [
-        level(Dimension.REQUESTS, 1),
-        level(Dimension.TOKENS, 50, 60),
-        level(Dimension.TOKENS, 40, 1000),
-        level(Dimension.OUTPUT_TOKENS, 45),
-    ]
-    assert tightest(levels, (Dimension.TOKENS, Dimension.OUTPUT_TOKENS)) == levels[2]
-    assert tightest(levels, (Dimension.OUTPUT_TOKENS,)) == levels[3]
-    assert tightest(levels, (Dimension.INPUT_TOKENS,)) is None
-    assert tightest([], tuple(Dimension)) is None
-
-
-# --- headers
-
-
-def test_picking_heeds_no_case_and_keeps_repetition_and_order():
-    headers = [("B", "1"), ("a", "2"), ("c", "3"), ("b", "4")]
-    assert pick(headers, frozenset({"a", "b"})) == [("b", "1"), ("a", "2"), ("b", "4")]
-
-
-@pytest.mark.parametrize(("status", "passes"), [(200, False), (400, False), (401, False), (500, False), (502, False)])
-@pytest.mark.parametrize("name", ["retry-after", "retry-after-ms"])
-def test_a_wait_is_not_handed_on_where_it_is_no_error_signal(status, passes, name):
-    assert bool(answer_headers(status, [(name, "1")], frozenset())) is passes
-
-
-@pytest.mark.parametrize("status", [429, 503, 529])
-def test_a_wait_is_handed_on_where_the_provider_asks_for_one(status):
-    headers = [("retry-after", "7"), ("retry-after-ms", "6900")]
-    assert answer_headers(status, headers, frozenset()) == headers
-
-
-@pytest.mark.parametrize(
-    ("wait_ms", "seconds"), [(0, "0"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2"), (60_000, "60"), (60_001, "61")]
-)
-def test_a_wait_is_rounded_up_to_seconds_and_exact_in_milliseconds(wait_ms, seconds):
-    headers = retry_headers(GatewayError(RATE_LIMITED, retry_after_ms=wait_ms))
-    assert headers == [("retry-after", seconds), ("retry-after-ms", str(wait_ms))]
-
-
-def test_what_time_alone_does_not_heal_says_stop():
-    assert retry_headers(GatewayError(INVALID_KEY)) == [("x-should-retry", "false")]
-    assert ("x-should-retry", "false") in retry_headers(GatewayError(BUDGET_EXHAUSTED, retry_after_ms=5))
-    assert retry_headers(GatewayError(RATE_LIMITED)) == []
+def test_models_are_read_and_never_asked_of_a_provider():
+    assert MODELS.methods == ("GET", "HEAD")
+    assert MODELS.body is Body.NONE
+    assert MODELS.name == "models"

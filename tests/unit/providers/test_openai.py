@@ -1,211 +1,165 @@
-import json
-from itertools import pairwise
-
 import httpx2
 import openai
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.pagination import SyncPage
+from openai.types import Model
 
+from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension, Limit
-from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_KEY, KINDS, RATE_LIMITED, REQUEST_EXCEEDS_LIMIT, GatewayError
-from edgeproxy.providers import sse
-from edgeproxy.providers.base import LimitLevel
-from edgeproxy.providers.openai import ObjectReader, OpenAI, StreamReader, read_usage
+from edgeproxy.providers.base import MODELS, Incoming, LimitLevel, ListedModel
+from edgeproxy.providers.openai import OpenAI
+from edgeproxy.providers.openai_chat import ChatCompletions, Completions
+from edgeproxy.providers.openai_media import Embeddings, Images, Moderations, Speech, Transcriptions
+from edgeproxy.providers.openai_responses import Compact, InputTokens, Responses
 
 DIALECT = OpenAI()
 SECRET = "Zq7-content-of-a-client"
-WIDE = 1 << 20
-ESTIMATE = 77  # of the input, where the provider's figures are not known
 
-# Content that looks like what the reader is after.
-CONTENTS = st.lists(
-    st.one_of(
-        st.sampled_from(['"usage": {"prompt_tokens": 9}', "data: [DONE]\n\n", '"error"', "[DONE]", "", "😀\u2028\r\n"]),
-        st.text(max_size=20),
-    ),
-    min_size=1,
-    max_size=6,
-)
-FIGURES = st.integers(0, 1_000_000)
-USAGES = st.builds(
-    lambda uncached, cached, written, output, reasoning: Usage(
-        uncached, cached, written, output, min(reasoning, output)
-    ),
-    FIGURES,
-    FIGURES,
-    FIGURES,
-    FIGURES,
-    FIGURES,
-)
-PLACES = st.sampled_from(["own chunk", "last choice", "every chunk"])
-FRAMINGS = st.sampled_from([("data: ", "\n"), ("data:", "\n"), ("data: ", "\r\n"), ("id: 1\ndata: ", "\n")])
-CUTS = st.lists(st.integers(0, 10_000), max_size=12)
-
-
-def body_of(**fields):
-    return json.dumps({"model": "gpt-mock", "messages": [], **fields}).encode()
-
-
-def figures(usage):
-    """The provider's words for a usage."""
-    prompt = usage.input_total
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": usage.output,
-        "total_tokens": prompt + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-
-
-def chunks_of(contents, usage, place):
-    """The objects of a stream; `usage` None: it brings none."""
-    reported = None if usage is None else figures(usage)
-    for number, content in enumerate(contents, 1):
-        is_last = number == len(contents)
-        choice = {"index": 0, "delta": {"content": content}, "finish_reason": "stop" if is_last else None}
-        now = reported if place == "every chunk" or (is_last and place == "last choice") else None
-        yield {"id": "c", "choices": [choice], "usage": now}
-    if place == "own chunk" and reported:
-        yield {"id": "c", "choices": [], "usage": reported}
-
-
-def stream_of(contents, usage, place="own chunk", framing=("data: ", "\n")):
-    """The events of a stream, each as its bytes."""
-    prefix, newline = framing
-    texts = [json.dumps(chunk, ensure_ascii=False) for chunk in chunks_of(contents, usage, place)]
-    return [f"{prefix}{text}{newline}{newline}".encode() for text in (*texts, "[DONE]")]
-
-
-def cut(stream, cuts):
-    at = sorted({0, len(stream), *(each % (len(stream) + 1) for each in cuts)})
-    return [stream[start:end] for start, end in pairwise(at)]
-
-
-def read(pieces, *, drop=False, max_bytes=WIDE):
-    """What is forwarded of a stream that ends in order, and its usage."""
-    reader = StreamReader(max_bytes, drop_usage_chunk=drop)
-    forwarded = b"".join(reader.feed(piece) for piece in pieces) + reader.end()
-    return forwarded, reader.usage(ESTIMATE)
-
-
-# --- requests
-
-
-def test_a_plain_request_is_understood():
-    body = body_of()
-    facts = DIALECT.read_request(body)
-    assert (facts.model, facts.stream, facts.output_max, facts.usage_requested) == ("gpt-mock", False, None, False)
-    assert facts.input_estimate == len(body) // 4 + 1
+# --- paths
 
 
 @pytest.mark.parametrize(
-    ("fields", "most"),
+    ("path", "kind"),
     [
-        ({}, None),
-        ({"max_tokens": 10}, 10),
-        ({"max_completion_tokens": 20, "max_tokens": 10}, 20),
-        ({"max_completion_tokens": 0, "max_tokens": 10}, 0),
-        ({"max_completion_tokens": None, "max_tokens": 10}, 10),
-        ({"max_tokens": 10, "n": 3}, 30),
-        ({"max_tokens": 10, "n": None}, 10),
-        ({"max_tokens": 10, "n": 0}, 10),
-        ({"n": 3}, None),
+        ("/v1/chat/completions", ChatCompletions),
+        ("/v1/completions", Completions),
+        ("/v1/responses", Responses),
+        ("/v1/responses/compact", Compact),
+        ("/v1/responses/input_tokens", InputTokens),
+        ("/v1/embeddings", Embeddings),
+        ("/v1/images/generations", Images),
+        ("/v1/audio/speech", Speech),
+        ("/v1/audio/transcriptions", Transcriptions),
+        ("/v1/moderations", Moderations),
     ],
 )
-def test_the_declared_maximum_is_that_of_all_choices(fields, most):
-    assert DIALECT.read_request(body_of(**fields)).output_max == most
+def test_a_path_names_an_operation(path, kind):
+    call = DIALECT.find(path)
+    assert isinstance(call.endpoint, kind)
+    assert (call.path, call.model) == (path, "")
+
+
+def test_clients_of_other_dialects_are_sent_to_a_path_that_there_is():
+    assert DIALECT.find(DIALECT.example_path) is not None
 
 
 @pytest.mark.parametrize(
-    ("options", "requested"),
+    ("path", "model"),
     [
-        (None, False),
-        ({}, False),
-        ({"include_usage": True}, True),
-        ({"include_usage": False}, False),
-        ({"include_usage": 1}, False),
-        ({"include_usage": "true"}, False),
+        ("/v1/models", ""),
+        ("/v1/models/", ""),
+        ("/v1/models/gpt-4o", "gpt-4o"),
+        ("/v1/models/org/name:free", "org/name:free"),
+        ("/v1/models/org%2Fname", "org/name"),
+        ("/v1/models/../batches", "../batches"),  # goes nowhere: models are answered here
     ],
 )
-def test_usage_is_requested_only_by_a_plain_true(options, requested):
-    assert DIALECT.read_request(body_of(stream=True, stream_options=options)).usage_requested is requested
+def test_all_models_or_one_are_asked_for(path, model):
+    call = DIALECT.find(path)
+    assert call.endpoint is MODELS
+    assert call.model == model
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("path", "feature", "is_free"),
     [
-        b"",
-        b"not json " + SECRET.encode(),
-        b"[]",
-        json.dumps({"messages": [SECRET]}).encode(),
-        body_of(model=None),
-        body_of(model=""),
-        body_of(model=[SECRET]),
-        body_of(messages=SECRET),
-        body_of(messages=None),
-        body_of(messages={}),
-        body_of(stream=SECRET),
-        body_of(stream=1),
-        body_of(max_tokens=-1),
-        body_of(max_tokens=1.5),
-        body_of(max_completion_tokens=SECRET),
-        body_of(n="2"),
-        body_of(n=2**60),
-        body_of(stream=True, stream_options=SECRET),
-        body_of(stream_options=[SECRET]),
-        b'{"model":"a","messages":[],"model":"b"}',
-        rb'{"model":"a","messages":[],"\u006dodel":"b"}',
-        b'{"model":"a","messages":[],"stream":true,"stream":false}',
-        b'{"model":"a","messages":[],"stream_options":{},"stream_options":{"include_usage":true}}',
-        b'{"model":"a","messages":[],"max_tokens":1,"max_tokens":100000}',
+        ("/v1/batches", Feature.BATCHES, False),
+        ("/v1/batches/batch_1", Feature.BATCHES, True),
+        ("/v1/batches/batch_1/cancel", Feature.BATCHES, True),
+        ("/v1/files", Feature.FILES, False),
+        ("/v1/files/file-1/content", Feature.FILES, True),
+        ("/v1/uploads", Feature.FILES, False),
+        ("/v1/uploads/upload_1/parts", Feature.FILES, True),
+        ("/v1/conversations", Feature.STORED_CONTEXT, False),
+        ("/v1/conversations/conv_1/items/msg_1", Feature.STORED_CONTEXT, True),
+        ("/v1/responses/resp_1", Feature.BACKGROUND, False),  # a POST here is a verb that nobody knows yet
+        ("/v1/responses/resp_1/cancel", Feature.BACKGROUND, True),
     ],
 )
-def test_a_request_that_cannot_be_counted_is_refused_without_echo(body):
-    with pytest.raises(GatewayError) as caught:
-        DIALECT.read_request(body)
-    assert caught.value.kind.status == 400
-    _, answer = DIALECT.error(caught.value, "id")
-    assert SECRET.encode() not in answer
-
-
-# --- the body that is sent
-
-
-def test_nothing_is_changed_when_nothing_has_to_be():
-    body = b' { "model" : "gpt-mock" , "messages":[ ] , "unknown" : 1.50 } '
-    facts = DIALECT.read_request(body)
-    assert DIALECT.outgoing_body(body, facts, "gpt-mock", ask_for_usage=False) is body
-
-
-def test_another_model_name_changes_that_name_only():
-    body = b' { "messages":[ {"model":"gpt-mock"} ], "model" : "gpt-mock" , "x" : 1.50 } '
-    facts = DIALECT.read_request(body)
-    sent = DIALECT.outgoing_body(body, facts, 'o"ther', ask_for_usage=False)
-    assert sent == body.replace(b': "gpt-mock" ,', b': "o\\"ther" ,')
+def test_what_hides_its_bill_belongs_to_a_feature_and_costs_where_it_is_made(path, feature, is_free):
+    call = DIALECT.find(path)
+    facts = call.endpoint.read_request(Incoming("POST", b"", 0))
+    assert (call.path, facts.features, facts.is_free) == (path, (feature,), is_free)
 
 
 @pytest.mark.parametrize(
-    ("options", "sent"),
+    "path",
     [
-        ({}, {"include_usage": True}),
-        ({"stream_options": None}, {"include_usage": True}),
-        ({"stream_options": {}}, {"include_usage": True}),
-        (
-            {"stream_options": {"include_usage": False, "include_obfuscation": False}},
-            {"include_usage": True, "include_obfuscation": False},
-        ),
+        *("", "/", "/v1", "/v1/", "/v1/chat", "/chat/completions", "/v1/chat/completions/", "/v1//chat/completions"),
+        *("/V1/chat/completions", "/v1/chat/completions/x", "/v1/modelsx", "/v1beta/models", "/v1/engines"),
+        *("/v1/batches/", "/v1/batches/../models", "/v1/files/%2e%2e", "/v1/files/a/b/c/d", "/v1/responses/"),
+        *("/v1/realtime", "/v1/assistants", "/v1/vector_stores", "/v1/fine_tuning/jobs", "/v1/organization/users"),
     ],
 )
-def test_usage_is_asked_for_beside_what_the_client_asked(options, sent):
-    body = body_of(stream=True, **options, temperature=1)
-    facts = DIALECT.read_request(body)
-    changed = DIALECT.outgoing_body(body, facts, "other", ask_for_usage=True)
-    assert orjson.loads(changed) == orjson.loads(body) | {"stream_options": sent, "model": "other"}
-    assert DIALECT.read_request(changed).usage_requested
+def test_a_path_that_is_not_served_is_not_found(path):
+    assert DIALECT.find(path) is None
+
+
+@given(st.text(max_size=20) | st.text("/.%v1batchesflrmod", max_size=20))
+def test_no_path_that_is_handed_on_leads_elsewhere(rest):
+    for prefix in ("", "/v1/", "/v1/batches/", "/v1/responses/"):
+        call = DIALECT.find(prefix + rest)
+        if call is not None and call.endpoint is not MODELS:
+            assert call.path == prefix + rest
+            assert not {".", "%", "\\", "?", "#", "{", " ", "\r", "\n"} & set(call.path)
+            assert "//" not in call.path
+
+
+def test_looking_at_what_is_kept_is_free_and_making_it_is_not():
+    for path in ("/v1/batches", "/v1/files", "/v1/conversations", "/v1/responses/resp_1"):
+        endpoint = DIALECT.find(path).endpoint
+        assert all(endpoint.read_request(Incoming(method, b"", 0)).is_free for method in ("GET", "DELETE"))
+        assert not endpoint.read_request(Incoming("POST", b"", 0)).is_free
+
+
+@pytest.mark.parametrize(
+    ("base", "sent"),
+    [
+        ("", "/v1/chat/completions"),  # https://api.example.com
+        ("/v1", "/v1/chat/completions"),
+        ("/api/v1", "/api/v1/chat/completions"),
+        ("/openai", "/openai/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+    ],
+)
+def test_the_base_of_a_provider_holds_the_version_as_in_the_official_client(base, sent):
+    assert DIALECT.upstream_path(base, "/v1/chat/completions") == sent
+    with openai.OpenAI(api_key="x", base_url=f"https://host{base or '/v1'}") as client:
+        assert client._prepare_url("/chat/completions").path == sent
+
+
+@given(st.from_regex(r"(/[a-z0-9]{1,5}){0,3}", fullmatch=True))
+def test_a_base_is_kept_as_it_is(base):
+    assert DIALECT.upstream_path(base, "/v1/batches/b_1") == (base or "/v1") + "/batches/b_1"
+
+
+def test_a_query_is_passed_on_as_the_official_client_writes_it():
+    fields = {"stream": True, "starting_after": 3, "include": ["a"], "include_obfuscation": False}
+    fields |= {"after": "b_1", "limit": 5, "order": "asc", "purpose": "batch"}
+    with openai.OpenAI(api_key="x") as client:
+        request = client._build_request(openai._models.FinalRequestOptions(method="get", url="/batches", params=fields))
+    assert set(request.url.params) <= set(DIALECT.query)
+    assert not {"key", "beta", "alt", "access_token"} & set(DIALECT.query)
+
+
+# --- models
+
+
+def test_the_official_client_understands_the_models():
+    listed = [ListedModel("gpt-a", "mock", 0), ListedModel("org/b", "other", 5)]
+    page = SyncPage[Model].model_validate(orjson.loads(DIALECT.model_list(listed, {"limit": "1"})))
+    assert [(each.id, each.owned_by, each.object) for each in page.data] == [
+        ("gpt-a", "mock", "model"),
+        ("org/b", "other", "model"),
+    ]
+    assert all(isinstance(each.created, int) for each in page.data)
+    assert not page.has_next_page()
+    assert Model.model_validate_json(DIALECT.model_card(listed[1])) == page.data[1]
+    assert orjson.loads(DIALECT.model_list([], {})) == {"object": "list", "data": []}
 
 
 # --- headers
@@ -227,13 +181,13 @@ def test_only_listed_headers_go_to_the_provider():
         "User-Agent": SECRET,
         "X-Forwarded-For": SECRET,
         "Host": SECRET,
+        "Content-Type": SECRET,
         "Content-Length": SECRET,
         "Transfer-Encoding": SECRET,
     }
     headers = DIALECT.outgoing_headers("operator", client)
     assert headers == [
         ("authorization", "Bearer operator"),
-        ("content-type", "application/json"),
         ("accept", "text/event-stream"),
         ("openai-beta", "x=1"),
     ]
@@ -285,7 +239,47 @@ def test_limit_headers_tell_of_the_tightest_windows():
     assert DIALECT.limit_headers([], 0) == []
 
 
-# --- errors
+# --- errors of the provider
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"code":"Client specified an invalid argument","error":"Incorrect API key provided: ab***yz. You can ..."}',
+        b'{"error":{"message":"Incorrect API key provided: ab***yz.","type":"invalid_request_error"}}',
+    ],
+)
+def test_a_wrong_secret_of_ours_is_told_from_a_wrong_request(body):
+    assert DIALECT.is_credentials_error(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"Incorrect API key provided",
+        b'"Incorrect API key provided"',
+        b'["Incorrect API key provided"]',
+        b'{"error":null}',
+        b'{"error":["Incorrect API key provided"]}',
+        b'{"error":{"message":["Incorrect API key provided"]}}',
+        b'{"message":"Incorrect API key provided"}',
+        # What a client sent is repeated to it: that must not look like a fault of ours.
+        b'{"error":{"message":"Invalid value: \'Incorrect API key provided\'. Supported values are: \'user\'."}}',
+        b'{"code":"invalid-argument","error":"Unknown field: Incorrect API key"}',
+        b'{"error":"Incorrect API key',
+    ],
+)
+def test_any_other_error_is_the_clients(body):
+    assert not DIALECT.is_credentials_error(body)
+
+
+@given(st.binary(max_size=60))
+def test_any_body_of_an_error_can_be_looked_at(body):
+    assert not DIALECT.is_credentials_error(body)
+
+
+# --- errors of ours
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.code)
@@ -332,239 +326,3 @@ def test_the_type_of_an_error_says_who_has_to_act():
 def test_a_message_of_ours_replaces_the_general_one():
     _, body = DIALECT.error(GatewayError(INVALID_KEY, "More precisely."), "id")
     assert orjson.loads(body)["error"]["message"] == "More precisely."
-
-
-# --- usage
-
-
-@pytest.mark.parametrize(
-    ("reported", "usage"),
-    [
-        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, Usage(5, output=7)),
-        ({"prompt_tokens": 5}, Usage(5)),
-        # Reasoning left out of the completion: the total tells.
-        (
-            {
-                "prompt_tokens": 12,
-                "completion_tokens": 2,
-                "total_tokens": 334,
-                "prompt_tokens_details": {"cached_tokens": 2},
-                "completion_tokens_details": {"reasoning_tokens": 320},
-            },
-            Usage(10, cache_read=2, output=322, reasoning=320),
-        ),
-        # More cached tokens than there are.
-        ({"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 161}}, Usage(0, cache_read=7)),
-        (
-            {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 9}},
-            Usage(0, cache_read=6, cache_write=4),
-        ),
-        ({"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}, Usage(5, cache_read=4)),
-        (
-            {"prompt_tokens": 1, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 8}},
-            Usage(1, output=3, reasoning=3),
-        ),
-        ({"prompt_tokens": 4, "completion_tokens": None, "prompt_tokens_details": None}, Usage(4)),
-        ({"prompt_tokens": 4, "completion_tokens": -3, "total_tokens": "9", "prompt_tokens_details": []}, Usage(4)),
-    ],
-)
-def test_usage_is_read_into_the_normal_form(reported, usage):
-    assert read_usage(reported) == usage
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        None,
-        [],
-        "x",
-        1,
-        {},
-        {"completion_tokens": 1},
-        *({"prompt_tokens": bad} for bad in (None, -1, 1.5, "1", True, 2**60)),
-    ],
-)
-def test_what_has_no_count_of_the_prompt_is_no_usage(value):
-    assert read_usage(value) is None
-
-
-# --- streams
-
-
-@given(CONTENTS, USAGES, PLACES, FRAMINGS, CUTS)
-def test_any_cut_of_a_stream_gives_the_same_usage_and_the_same_bytes(contents, usage, place, framing, cuts):
-    events = stream_of(contents, usage, place, framing)
-    stream = b"".join(events)
-    pieces = cut(stream, cuts)
-    assert read(pieces) == (stream, usage)
-    without = b"".join(events[:-2] + events[-1:]) if place == "own chunk" else stream
-    assert read(pieces, drop=True) == (without, usage)
-
-
-@given(CONTENTS, CUTS, st.booleans())
-def test_a_stream_without_usage_is_estimated(contents, cuts, drop):
-    stream = b"".join(stream_of(contents, None))
-    forwarded, usage = read(cut(stream, cuts), drop=drop)
-    assert forwarded == stream
-    assert usage.estimated
-    assert (usage.input_total, usage.cache_read) == (ESTIMATE, 0)
-    assert usage.output >= len(contents)
-
-
-@given(CONTENTS, USAGES, PLACES)
-def test_a_stream_that_broke_off_is_a_lower_bound_and_says_so(contents, usage, place):
-    events = stream_of(contents, usage, place)
-    final = len(contents) + (place == "own chunk")  # how many events have to pass before the figures are final
-    for passed in range(len(events) + 1):
-        reader = StreamReader(WIDE, drop_usage_chunk=False)
-        for event in events[:passed]:
-            reader.feed(event)
-        seen = reader.usage(0)
-        assert seen.estimated is (passed < final)
-        assert seen.input_total <= usage.input_total
-        assert reader.is_finished is (passed == len(events))
-        if passed >= final:
-            assert seen == usage
-
-
-@given(st.lists(st.binary(max_size=30), max_size=8), st.booleans(), st.integers(0, 50))
-def test_garbage_passes_unharmed_and_is_estimated(pieces, drop, max_bytes):
-    forwarded, usage = read(pieces, drop=drop, max_bytes=max_bytes)
-    assert forwarded == b"".join(pieces)
-    assert usage.estimated
-    assert usage.input_total == ESTIMATE
-
-
-WILD = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**65), 2**65), st.floats(), st.text(max_size=3)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens", "finish_reason", "cached_tokens"]),
-            inner,
-            max_size=4,
-        ),
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.lists(st.fixed_dictionaries({"usage": WILD, "choices": WILD, "error": WILD}), max_size=4), st.booleans())
-def test_nonsense_in_the_right_places_never_raises_and_stays_countable(chunks, drop):
-    events = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
-    forwarded, usage = read(events, drop=drop)
-    kept = sse.events(forwarded)
-    assert all(event in events for event in kept)
-    assert drop or kept == events
-    assert 0 <= usage.input_total + usage.output <= 2**53
-    assert min(usage.input_uncached, usage.cache_read, usage.cache_write, usage.output, usage.reasoning) >= 0
-
-
-def test_an_event_beyond_the_bound_passes_and_leaves_an_estimate():
-    events = stream_of(["a", "b" * 500, "c"], Usage(10, output=20))
-    stream = b"".join(events)
-    for drop in (False, True):
-        forwarded, usage = read([stream[at : at + 7] for at in range(0, len(stream), 7)], drop=drop, max_bytes=200)
-        assert forwarded == stream
-        assert usage.estimated
-        assert usage.input_total == ESTIMATE
-
-
-def test_beyond_the_bound_nothing_is_taken_out_any_more():
-    usage_chunk, _ = stream_of(["x"], Usage(10, output=20))[-2:]
-    reader = StreamReader(100, drop_usage_chunk=True)
-    assert reader.feed(b"data: " + b"x" * 200) == b"data: " + b"x" * 200
-    assert reader.feed(b"\n\n" + usage_chunk) == b"\n\n" + usage_chunk
-    assert reader.feed(usage_chunk) == usage_chunk
-    assert reader.end() == b""
-    assert reader.usage(ESTIMATE).estimated
-
-
-@pytest.mark.parametrize(("letters", "tokens"), [(1, 50), (10_000, (50 * 10_046 - 50 * 200) // 4)])
-def test_an_estimate_counts_events_and_what_they_hold(letters, tokens):
-    event = b'data: {"choices":[{"delta":{"content":"' + b"x" * letters + b'"}}]}\n\n'
-    reader = StreamReader(WIDE, drop_usage_chunk=False)
-    for _ in range(50):
-        reader.feed(event)
-    assert len(event) == letters + 46
-    assert reader.usage(ESTIMATE) == Usage(ESTIMATE, output=tokens, estimated=True)
-
-
-def test_other_chunks_without_choices_stay():
-    first = b'data: {"choices":[],"prompt_filter_results":[{}],"usage":null}\n\n'
-    moderation = b'data: {"choices":[],"moderation":{}}\n\n'
-    events = stream_of(["x"], Usage(3, output=4))
-    stream = b"".join([b": PROCESSING\n\n", first, *events[:-1], moderation, events[-1]])
-    forwarded, usage = read([stream], drop=True)
-    assert forwarded == stream.replace(events[-2], b"")
-    assert usage == Usage(3, output=4)
-
-
-def test_the_last_event_counts_although_nothing_ends_it():
-    events = stream_of(["x"], Usage(3, output=4))[:-1]
-    stream = b"".join(events).removesuffix(b"\n\n")
-    assert read([stream]) == (stream, Usage(3, output=4))
-    assert read([stream], drop=True) == (events[0], Usage(3, output=4))
-
-
-def test_growing_figures_are_final_only_where_the_answer_ended():
-    events = stream_of(["a", "b", "c"], Usage(9, output=5), "every chunk")[:-1]
-    unfinished = [event.replace(b'"stop"', b"null") for event in events]
-    reader = StreamReader(WIDE, drop_usage_chunk=False)
-    for event in unfinished:
-        reader.feed(event)
-    assert reader.usage(ESTIMATE).estimated
-    assert reader.usage(ESTIMATE).input_total == 9
-    reader.end()
-    assert reader.usage(ESTIMATE) == Usage(9, output=5)
-
-
-@pytest.mark.parametrize("error", [{"message": "overloaded"}, "overloaded"])
-def test_figures_beside_an_error_in_the_stream_are_flagged(error):
-    events = stream_of(["a"], Usage(9, output=5))
-    broken = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
-    forwarded, usage = read([*events[:-1], broken])
-    assert forwarded == b"".join([*events[:-1], broken])
-    assert usage.estimated
-    assert (usage.input_total, usage.output >= 5) == (9, True)
-
-
-def test_a_piece_is_not_copied_where_nothing_is_taken_out():
-    piece = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
-    assert StreamReader(WIDE, drop_usage_chunk=False).feed(piece) is piece
-    assert StreamReader(WIDE, drop_usage_chunk=True).feed(piece) is piece
-
-
-# --- single objects
-
-
-@given(USAGES, CUTS, st.text("\n\r \t", max_size=5))
-def test_a_single_object_is_read_wherever_it_was_cut(usage, cuts, lead):
-    answer = lead.encode() + json.dumps({"choices": [{"message": {"content": "x"}}], "usage": figures(usage)}).encode()
-    reader = ObjectReader(WIDE)
-    assert b"".join(reader.feed(piece) for piece in cut(answer, cuts)) + reader.end() == answer
-    assert reader.usage(ESTIMATE) == usage
-    assert not reader.is_finished
-
-
-@given(st.lists(st.binary(max_size=30), max_size=5))
-def test_an_answer_that_is_no_object_is_estimated(pieces):
-    reader = ObjectReader(WIDE)
-    assert b"".join(reader.feed(piece) for piece in pieces) + reader.end() == b"".join(pieces)
-    assert reader.usage(ESTIMATE) == Usage(ESTIMATE, output=sum(map(len, pieces)) // 4, estimated=True)
-
-
-def test_an_answer_beyond_the_bound_passes_and_leaves_an_estimate():
-    answer = json.dumps({"usage": figures(Usage(1, output=1)), "x": "y" * 400}).encode()
-    reader = ObjectReader(len(answer) - 1)
-    assert b"".join(reader.feed(answer[at : at + 50]) for at in range(0, len(answer), 50)) == answer
-    assert reader.usage(ESTIMATE) == Usage(ESTIMATE, output=len(answer) // 4, estimated=True)
-    exact = ObjectReader(len(answer))
-    exact.feed(answer)
-    assert exact.usage(ESTIMATE) == Usage(1, output=1)
-
-
-def test_the_reader_fits_the_request():
-    unary, streamed = (DIALECT.read_request(body_of(stream=stream)) for stream in (False, True))
-    assert isinstance(DIALECT.reader(unary, ask_for_usage=False, max_bytes=1), ObjectReader)
-    assert isinstance(DIALECT.reader(streamed, ask_for_usage=True, max_bytes=1), StreamReader)

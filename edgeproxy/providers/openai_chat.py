@@ -1,0 +1,205 @@
+"""OpenAI's chat completions and the older completions, as OpenAI, DeepSeek, xAI and every compatible server speak them.
+
+Sources: platform.openai.com/docs/api-reference/chat and recorded traffic. Three things differ between those that speak
+it: where usage stands in a stream (a chunk of its own, the last one with a choice, every one), whether
+`completion_tokens` includes reasoning (xAI's does not), and whether cached tokens are a part of the prompt (they can
+exceed it).
+"""
+
+import re
+from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
+
+import orjson
+
+from edgeproxy.domain.usage import Usage, is_model_name
+from edgeproxy.errors import INVALID_FIELD, GatewayError
+from edgeproxy.providers import sse
+from edgeproxy.providers.base import Endpoint, Incoming, RequestFacts, UsageReader
+from edgeproxy.providers.body import replace_member
+from edgeproxy.providers.fields import (
+    count,
+    count_member,
+    estimate_input_tokens,
+    flag_member,
+    is_count,
+    list_member,
+    read_object,
+    text_member,
+)
+from edgeproxy.providers.readers import EventReader, ObjectReader
+
+_MEMBERS = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of", "prompt")
+_NANOS_PER_USD = 10**9
+_MAX_USD = 1_000_000  # what claims to cost more is no price of one answer
+_TICKS_PER_NANO = 10  # xAI reports its charge in 1e-10 USD
+
+
+class _Chat(Endpoint):
+    """What both operations share: where usage is asked for, and how answers are read."""
+
+    def outgoing_body(self, body: bytes, facts: RequestFacts, model: str, *, ask_for_usage: bool) -> bytes:
+        """Return the body with another name of the model, and with the question for usage, where either is wanted."""
+        body = super().outgoing_body(body, facts, model, ask_for_usage=ask_for_usage)
+        if ask_for_usage:
+            options = {**(facts.stream_options or {}), "include_usage": True}
+            body = replace_member(body, "stream_options", orjson.dumps(options))
+        return body
+
+    def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
+        """Return a reader for a stream or for a single object."""
+        if content_type == "text/event-stream":
+            return StreamReader(max_bytes, drop_usage_chunk=ask_for_usage)
+        return ObjectReader(max_bytes, read_answer, facts.output_max)
+
+
+class ChatCompletions(_Chat):
+    """`POST /v1/chat/completions`."""
+
+    name = "chat completions"
+
+    def read_request(self, incoming: Incoming) -> RequestFacts:
+        """Return the facts of a request."""
+        value = read_object(incoming.body, _MEMBERS)
+        list_member(value, "messages")
+        declared = count_member(value, "max_completion_tokens")
+        if declared is None:
+            declared = count_member(value, "max_tokens")
+        return _facts(value, incoming, declared, count_member(value, "n") or 1)
+
+
+class Completions(_Chat):
+    """`POST /v1/completions`: a prompt, or a list of them, each answered `n` times out of `best_of`."""
+
+    name = "completions"
+
+    def read_request(self, incoming: Incoming) -> RequestFacts:
+        """Return the facts of a request."""
+        value = read_object(incoming.body, _MEMBERS)
+        prompt = value.get("prompt")
+        # A list of numbers is one prompt, in tokens.
+        several = isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt)
+        prompts = len(prompt) if isinstance(prompt, list) and several else 1
+        answers = max(count_member(value, "n") or 1, count_member(value, "best_of") or 1)
+        return _facts(value, incoming, count_member(value, "max_tokens"), prompts * answers)
+
+
+def _facts(value: dict[str, object], incoming: Incoming, declared: int | None, answers: int) -> RequestFacts:
+    options = value.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise GatewayError(INVALID_FIELD, "The field 'stream_options' must be an object.")
+    return RequestFacts(
+        model=text_member(value, "model"),
+        stream=flag_member(value, "stream"),
+        input_estimate=estimate_input_tokens(incoming.body),
+        output_max=None if declared is None else declared * answers,
+        usage_requested=options is not None and options.get("include_usage") is True,
+        stream_options=options,
+    )
+
+
+class StreamReader(EventReader):
+    """Reads usage from a chat stream; takes the usage chunk out again when only we had asked for it.
+
+    Usage may stand in any chunk and in several, each the whole so far: the last one counts. It is final when its chunk
+    finishes a choice or has none, and when the stream said that it is over.
+    """
+
+    output = re.compile(rb'"(?:content|reasoning_content|reasoning|text|arguments)"\s*:\s*"(?!")')
+    framing = 330
+
+    def __init__(self, max_bytes: int, *, drop_usage_chunk: bool) -> None:
+        super().__init__(max_bytes)
+        self._drop = drop_usage_chunk
+        self._is_usage_chunk = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return `chunk`; when a usage chunk has to be taken out, whole events without it."""
+        if not self._drop:
+            return super().feed(chunk)
+        whole = self._splitter.feed(chunk)
+        return whole if not whole or self._splitter.overflowed else self._without_usage_chunk(whole)
+
+    def end(self) -> bytes:
+        """Return the event that was held back, if any: some servers do not end their last one."""
+        return self._without_usage_chunk(self._splitter.tail) if self._drop else super().end()
+
+    def matters(self, event: bytes) -> bool:
+        """Whether an event has usage, an error, or ends the stream."""
+        if b"[DONE]" in event and sse.data(event).strip() == b"[DONE]":
+            self.is_finished = self.is_final = True
+        return super().matters(event) or b'"error"' in event
+
+    def read(self, value: dict[str, object]) -> None:
+        """Take note of usage, or of an error."""
+        if value.get("error") is not None:
+            self.failed = True
+        usage = read_answer(value)
+        if usage is not None:
+            choices = value.get("choices")
+            self.known = usage
+            if usage.output:  # it counts all that has passed; chunks that repeat their sources would seem to hold more
+                self._deltas = self._delta_bytes = 0
+            self.is_final = not isinstance(choices, list) or not choices or any(map(_is_finished, choices))
+            self._is_usage_chunk = choices == []
+
+    def _without_usage_chunk(self, whole: bytes) -> bytes:
+        kept = []
+        for event in sse.events(whole):
+            self._is_usage_chunk = False
+            self.note(event)
+            if not self._is_usage_chunk:
+                kept.append(event)
+        return whole if sum(map(len, kept)) == len(whole) else b"".join(kept)
+
+
+def _is_finished(choice: object) -> bool:
+    return isinstance(choice, dict) and choice.get("finish_reason") is not None
+
+
+def read_answer(answer: dict[str, object]) -> Usage | None:
+    """Return the usage in an answer, or in one event of a stream, None when there is none; with the model it names."""
+    usage = read_usage(answer.get("usage"))
+    model = answer.get("model")
+    return replace(usage, model=model) if usage is not None and is_model_name(model) else usage
+
+
+def read_usage(value: object) -> Usage | None:
+    """Return chat-shaped usage in the normal form, None when `value` is no usage.
+
+    Cached tokens are a part of the prompt, but some servers report more of them than there are: they are cut to it.
+    The total tells when reasoning was left out of the completion.
+    """
+    if not isinstance(value, dict) or not is_count(value.get("prompt_tokens")):
+        return None
+    prompt = count(value, "prompt_tokens")
+    output = max(count(value, "completion_tokens"), count(value, "total_tokens") - prompt)
+    details = value.get("prompt_tokens_details")
+    cache_read = min(max(count(details, "cached_tokens"), count(value, "prompt_cache_hit_tokens")), prompt)
+    cache_write = min(count(details, "cache_write_tokens"), prompt - cache_read)
+    return Usage(
+        input_uncached=prompt - cache_read - cache_write,
+        cache_read=cache_read,
+        cache_write=cache_write,
+        output=output,
+        reasoning=min(count(value.get("completion_tokens_details"), "reasoning_tokens"), output),
+        cost_nanos=read_cost(value),
+    )
+
+
+def read_cost(usage: dict[str, object]) -> int | None:
+    """Return what the provider says it charged, in nano-USD rounded up; None when it does not say.
+
+    xAI tells ticks of 1e-10 USD, and none at all where another cloud hosts it; OpenRouter USD, but only its fee where
+    the operator has another key there (`is_byok`); Perplexity an object with a total in USD.
+    """
+    ticks = usage.get("cost_in_usd_ticks")
+    if is_count(ticks) and ticks:
+        return -(-ticks // _TICKS_PER_NANO)
+    if usage.get("is_byok") is True:
+        return None
+    cost = usage.get("cost")
+    usd = cost.get("total_cost") if isinstance(cost, dict) else cost
+    if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd <= _MAX_USD:
+        return None
+    return int((Decimal(repr(usd)) * _NANOS_PER_USD).to_integral_value(ROUND_CEILING))
