@@ -1,7 +1,7 @@
 """`edgeproxy demo`: everything that `serve` runs, a mock provider beside it, a fresh key, and lines to paste.
 
 Nothing here is different from `serve` but the providers: for each real provider whose secret is in the environment,
-its models go there; whatever is left, and the two models of the lines to paste, the mock provider answers.
+its models go there; whatever is left, and the models of the lines to paste, the mock provider answers.
 """
 
 import shlex
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from edgeproxy.app import open_control
-from edgeproxy.config import Model, Provider, Settings, check, environment
+from edgeproxy.config import DIALECTS, Model, Provider, Settings, check, environment
 from edgeproxy.control.keys import create_key
 from edgeproxy.embedded.placement import make_data_dir
 from edgeproxy.embedded.secrets import own_secret
@@ -38,6 +38,7 @@ class _Real:
 _REAL = (
     _Real("anthropic", "anthropic", "https://api.anthropic.com", "ANTHROPIC_API_KEY", ("claude-*",)),
     _Real("openai", "openai", "https://api.openai.com", "OPENAI_API_KEY", ("gpt-*", "o1*", "o3*", "o4*", "chatgpt-*")),
+    _Real("gemini", "gemini", "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", ("gemini-*",)),
     _Real("deepseek", "openai", "https://api.deepseek.com", "DEEPSEEK_API_KEY", ("deepseek-*",)),
     _Real("xai", "openai", "https://api.x.ai", "XAI_API_KEY", ("grok-*",)),
 )
@@ -67,7 +68,7 @@ def with_providers(settings: Settings, environ: Mapping[str, str], mock_url: str
     real = [each for each in _REAL if environ.get(each.secret_env)]
     mocks = tuple(
         Provider(name=f"mock-{dialect}", dialect=dialect, base_url=mock_url, secret_file=str(secret_file))
-        for dialect in ("openai", "anthropic")
+        for dialect in DIALECTS
     )
     providers = tuple(
         Provider(name=each.name, dialect=each.dialect, base_url=each.base_url, secret_env=each.secret_env)
@@ -77,10 +78,10 @@ def with_providers(settings: Settings, environ: Mapping[str, str], mock_url: str
         # First, so that the lines to paste cost nothing, whatever secrets there are.
         Model(match="gpt-mock*", provider="mock-openai", list=("gpt-mock",)),
         Model(match="claude-mock*", provider="mock-anthropic", list=("claude-mock",)),
+        Model(match="gemini-mock*", provider="mock-gemini", list=("gemini-mock",)),
         *settings.model,
         *(Model(match=pattern, provider=each.name) for each in real for pattern in each.patterns),
-        Model(match="*", provider="mock-openai"),
-        Model(match="*", provider="mock-anthropic"),
+        *(Model(match="*", provider=f"mock-{dialect}") for dialect in DIALECTS),
     )
     wired = replace(settings, provider=(*settings.provider, *providers, *mocks), model=models)
     check(wired)
@@ -106,6 +107,7 @@ async def _welcome(serving: Serving, settings: Settings) -> list[str]:
         "Point an SDK at it:",
         f"  OpenAI     OPENAI_BASE_URL={serving.api}/v1 OPENAI_API_KEY={key}",
         f"  Anthropic  ANTHROPIC_BASE_URL={serving.api} ANTHROPIC_API_KEY={key}",
+        f"  Gemini     GOOGLE_GEMINI_BASE_URL={serving.api} GEMINI_API_KEY={key}",
         "",
     ]
 
@@ -122,7 +124,7 @@ def _destinations(settings: Settings) -> Iterable[str]:
 
 
 def _lines_to_paste(serving: Serving, key: str) -> Iterable[str]:
-    """Yield a curl line each for OpenAI chat and Anthropic messages, streamed, and for the key's usage."""
+    """Yield a curl line each for OpenAI, Anthropic and Gemini, streamed, and for the key's usage."""
     question = '"stream":true,"messages":[{"role":"user","content":"Hello"}]}'
     yield _curl(
         f"{serving.api}/v1/chat/completions",
@@ -133,6 +135,11 @@ def _lines_to_paste(serving: Serving, key: str) -> Iterable[str]:
         f"{serving.api}/v1/messages",
         [f"x-api-key: {key}", "anthropic-version: 2023-06-01", "Content-Type: application/json"],
         '{"model":"claude-mock","max_tokens":256,' + question,
+    )
+    yield _curl(
+        f"{serving.api}/v1beta/models/gemini-mock:streamGenerateContent?alt=sse",
+        [f"x-goog-api-key: {key}", "Content-Type: application/json"],
+        '{"contents":[{"parts":[{"text":"Hello"}]}]}',
     )
     yield _curl(f"{serving.web}/api/v1/usage", [f"Authorization: Bearer {key}"])
 

@@ -14,6 +14,8 @@ from edgeproxy.errors import INVALID_KEY, GatewayError
 from edgeproxy.hotstate.commands import HotState
 from edgeproxy.hotstate.scripts import Scope, scope_of
 
+_KEY_HEADERS = ("x-api-key", "x-goog-api-key")
+
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
@@ -34,9 +36,9 @@ class Authentication:
         self._cache_size = cache_size
         self._cache: OrderedDict[str, KnownKey] = OrderedDict()
 
-    async def authenticate(self, headers: Mapping[str, str]) -> KnownKey:
-        """Return the key whose secret the headers hold. Raises GatewayError (401) or StoreUnavailable."""
-        secret = self._secret(headers)
+    async def authenticate(self, headers: Mapping[str, str], query_key: str = "") -> KnownKey:
+        """Return the key whose secret the headers or the query hold. Raises GatewayError (401) or StoreUnavailable."""
+        secret = self._secret(headers, query_key)
         if secret is None:
             raise GatewayError(INVALID_KEY)
         digests = [digest(secret, pepper) for pepper in self._peppers]
@@ -68,9 +70,10 @@ class Authentication:
             self._cache.popitem(last=False)
         return known
 
-    def _secret(self, headers: Mapping[str, str]) -> str | None:
-        """Return the first secret in the headers that could have been issued here."""
+    def _secret(self, headers: Mapping[str, str], query_key: str) -> str | None:
+        """Return the first secret in the request that could have been issued here."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         candidates = [bearer.strip()] if scheme.lower() == "bearer" else []
-        candidates.append(headers.get("x-api-key", "").strip())
+        candidates += [headers.get(name, "").strip() for name in _KEY_HEADERS]
+        candidates.append(query_key)
         return next((each for each in candidates if is_well_formed(each, self._key_prefix)), None)

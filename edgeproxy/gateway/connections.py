@@ -130,6 +130,8 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self._has_left = False
+        self._is_sending = False  # more of the request is to come
+        self._room: asyncio.Future[None] | None = None  # somebody waits until what was written has been sent
         self._status = 0  # 0 until the head of the final answer is here
         self._headers: Headers = []
         self._head_bytes = 0
@@ -144,18 +146,44 @@ class Connection(asyncio.Protocol):
 
     # --- what the owner of an exchange does
 
-    def send(self, outgoing: bytes, sink: AnswerSink) -> None:
-        """Send one request; `sink` hears of the answer. Raises GatewayError when the connection is gone already."""
+    def send(self, outgoing: bytes, sink: AnswerSink, *, is_whole: bool = True) -> None:
+        """Send one request, or its beginning; `sink` hears of the answer.
+
+        Raises GatewayError when the connection is gone already.
+        """
         transport = self._transport
         if transport is None or transport.is_closing():
             raise GatewayError(UPSTREAM_FAILED)
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
         self._sent_at = self._read_at = self._loop.time()
+        self._is_sending = not is_whole
         transport.write(outgoing)
         if transport.get_write_buffer_size() == 0:
             self.resume_writing()
         self._arm()
+
+    async def send_more(self, piece: bytes) -> None:
+        """Send more of a request, and wait until it has left: a slow provider slows down its client."""
+        if self._transport is None or self._transport.is_closing():
+            return  # the sink has been told
+        self._transport.write(piece)
+        if self._transport.get_write_buffer_size():
+            self._room = self._loop.create_future()
+            await self._room
+
+    def send_end(self, last: bytes) -> None:
+        """Send the last bytes of a request, which may be none."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._is_sending = False
+        self._sent_at = self._loop.time()  # the provider can answer only now
+        if not self._status and self._timer is not None:
+            self._timer.cancel()
+            self._arm()
+        self._transport.write(last)
+        if self._transport.get_write_buffer_size() == 0:
+            self.resume_writing()
 
     def pause(self) -> None:
         """Stop reading: the provider is slowed down by its own connection."""
@@ -217,6 +245,8 @@ class Connection(asyncio.Protocol):
     def _deadline(self) -> float:
         provider = self._pool.provider
         total_at = self._sent_at + provider.total_timeout_ms / 1000
+        if self._is_sending and not self._status:
+            return total_at
         if not self._status:
             return min(total_at, self._sent_at + provider.first_byte_timeout_ms / 1000)
         # A paused connection is silent because we do not listen.
@@ -237,10 +267,17 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=0)
 
     def resume_writing(self) -> None:
-        """All of the request has been sent."""
+        """All that was written has been sent: the request, when no more of it is to come."""
+        self._let_go_on()
+        if self._is_sending:
+            return
         self._has_left = True
         if self._sink is not None:
             self._sink.request_left()
+
+    def _let_go_on(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Parse, which calls back; then let the sink write what it got."""
@@ -279,6 +316,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._is_reusable = False
         self._pool.closed(self)
+        self._let_go_on()
         if self._sink is None:
             return
         if exc is None and self._status and self._ends_with_connection():

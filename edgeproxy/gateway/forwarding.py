@@ -11,22 +11,27 @@ from typing import cast
 
 from aiohttp import web
 
+from edgeproxy import tasks
 from edgeproxy.errors import UPSTREAM_CREDENTIALS, GatewayError
 from edgeproxy.gateway.connections import Connection
-from edgeproxy.gateway.receiving import Body, ClientGoneError
+from edgeproxy.gateway.receiving import Body, ClientGoneError, Upload
 from edgeproxy.gateway.server import ClientConnection, encode_head
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation
 from edgeproxy.providers.base import Headers
 
 _CREDENTIAL_STATUSES = (401, 402, 403)  # these are about the operator's account at the provider, not about the client
+_DOUBTFUL_STATUS = 400  # some providers answer so to a wrong secret; the body tells
+_MAX_DOUBTFUL_BYTES = 64 * 1024  # errors are short
 _BODILESS_STATUSES = (204, 304)
 
 
-async def forward(connection: Connection, outgoing: bytes, relay: "Relay", request: web.BaseRequest) -> None:
+async def forward(
+    connection: Connection, outgoing: bytes, relay: "Relay", request: web.BaseRequest, upload: Upload | None = None
+) -> None:
     """Send a request and carry its answer to the client; returns when that is over, well or not.
 
-    Raises GatewayError as long as nothing has been written to the client (later, the client's connection is reset), and
-    ClientGoneError when the client left before anything was sent.
+    `upload` is what follows `outgoing`, as it comes. Raises GatewayError as long as nothing has been written to the
+    client (later, the client's connection is reset), and ClientGoneError when the client left before all was sent.
     """
     if request.transport is None:
         connection.abort()
@@ -34,10 +39,12 @@ async def forward(connection: Connection, outgoing: bytes, relay: "Relay", reque
     client = cast("ClientConnection", request.protocol)
     client.relaying = relay
     try:
-        connection.send(outgoing, relay)
+        connection.send(outgoing, relay, is_whole=upload is None)
         del outgoing  # a long answer need not keep its question in memory
         if client.writing_paused:  # it has not taken the answer before this one yet
             relay.client_slow()
+        if upload is not None:
+            await _send_rest(connection, upload, relay)
         await relay.over
     except asyncio.CancelledError:  # the gateway stops, and the time to finish is over
         relay.stop()
@@ -45,6 +52,25 @@ async def forward(connection: Connection, outgoing: bytes, relay: "Relay", reque
         raise
     finally:
         client.relaying = None
+
+
+async def _send_rest(connection: Connection, upload: Upload, relay: "Relay") -> None:
+    """Hand on the rest of a request until all has left or the answer is over. Raises as `forward` does."""
+    sending = tasks.spawn("upload", _pump(connection, upload), is_awaited=True)
+    try:
+        await asyncio.wait((sending, relay.over), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+    except (GatewayError, ClientGoneError) as error:  # what there is of the request is of no use to the provider
+        relay.upload_failed(error)
+    finally:
+        sending.cancel()
+
+
+async def _pump(connection: Connection, upload: Upload) -> None:
+    while piece := await upload.next_piece():  # ends: the length of a body is bounded
+        await connection.send_more(piece)
+    connection.send_end(b"0\r\n\r\n" if upload.is_chunked else b"")
 
 
 class Relay:
@@ -67,6 +93,7 @@ class Relay:
         self._headers = headers  # of ours, for the answer
         self._request_id = reservation.ticket.admission.request_id
         self._outbox: list[bytes] = []
+        self._doubtful: list[bytes] | None = None  # the body of a 400, until it is known to be the client's
         self._is_chunked = False
         self._client_left = False
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -84,27 +111,40 @@ class Relay:
     def answer_began(self, status: int, headers: Headers) -> None:
         """Write the head, with what of the provider's headers a client may see."""
         self.first_byte_at = time.monotonic()
-        self._meter.begin(status)
+        self._meter.begin(status, headers)
         if status in _CREDENTIAL_STATUSES:
-            self._connection.abort()
-            self._end(GatewayError(UPSTREAM_CREDENTIALS))
+            self._refuse_credentials()
             return
+        if status == _DOUBTFUL_STATUS:
+            self._doubtful = []
+        if not self._request.content.is_eof():  # what of the request was not read cannot be told from the next one
+            self.keep_alive = False
         self.status = status
         passed = self._meter.dialect.incoming_headers(status, headers, self._request_id) + self._headers
         self._outbox.append(encode_head(status, passed + self._framing(status, headers), keep_alive=self.keep_alive))
 
     def answer_continued(self, chunk: bytes) -> None:
         """Meter a piece, and put it in line."""
+        if self._doubtful is not None:
+            self._doubtful.append(chunk)
         self._put(self._meter.feed(chunk))
 
     def answer_paused(self) -> None:
-        """Write what is in line."""
+        """Write what is in line, unless it may turn out not to be for the client."""
+        if self._doubtful is not None:
+            if sum(map(len, self._doubtful)) <= _MAX_DOUBTFUL_BYTES:
+                return
+            self._doubtful = None
         if self._meter.is_finished:  # the client may take this for the end: it has to be counted before
             self._reservation.resolve(self.status)
         self._write()
 
     def answer_ended(self) -> None:
         """Settle, then write the last bytes."""
+        if self._doubtful is not None and self._meter.dialect.is_credentials_error(b"".join(self._doubtful)):
+            self._take_back()
+            self._refuse_credentials()
+            return
         self._put(self._meter.end())
         if self._is_chunked:
             self._outbox.append(b"0\r\n\r\n")
@@ -114,7 +154,8 @@ class Relay:
 
     def answer_failed(self, error: GatewayError) -> None:
         """Say so while that is possible; afterwards a reset connection is the only honest end."""
-        if not self.status and not self._client_left:
+        if (not self.status or self._doubtful is not None) and not self._client_left:
+            self._take_back()
             self._end(error)
             return
         if not self._client_left:
@@ -143,6 +184,15 @@ class Relay:
         else:
             self._drain_timer = asyncio.get_running_loop().call_later(self._provider.drain_ms / 1000, self.stop)
 
+    def upload_failed(self, error: GatewayError | ClientGoneError) -> None:
+        """The rest of the request will not come, or may not be sent: the provider has only a part of it."""
+        self._connection.abort()
+        if isinstance(error, ClientGoneError):
+            self._end(None)
+            self._reservation.resolve(self.status or CLIENT_GONE)
+        else:
+            self.answer_failed(error)
+
     def stop(self) -> None:
         """End the answer here, and settle what has passed."""
         self._connection.abort()
@@ -150,6 +200,16 @@ class Relay:
         self._reservation.resolve(self.status or CLIENT_GONE)
 
     # --- inside
+
+    def _take_back(self) -> None:
+        """Nothing has been written yet: what was in line is dropped."""
+        self.status = 0
+        self._outbox.clear()
+
+    def _refuse_credentials(self) -> None:
+        """The provider did not accept our secret: what it says of that is not for the client."""
+        self._connection.abort()
+        self._end(GatewayError(UPSTREAM_CREDENTIALS))
 
     def _framing(self, status: int, headers: Headers) -> Headers:
         """Return the headers that tell the client where the body ends; never the provider's own framing."""

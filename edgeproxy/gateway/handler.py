@@ -11,21 +11,32 @@ from aiohttp import web
 
 from edgeproxy import logs
 from edgeproxy.config import Settings
-from edgeproxy.errors import BAD_HTTP, COUNTERS_UNAVAILABLE, INTERNAL, GatewayError, StoreUnavailable
-from edgeproxy.gateway import routes
+from edgeproxy.errors import (
+    BAD_HTTP,
+    COUNTERS_UNAVAILABLE,
+    INTERNAL,
+    UPGRADE_REFUSED,
+    GatewayError,
+    StoreUnavailable,
+)
+from edgeproxy.gateway import listing, routes
 from edgeproxy.gateway.admission import LimitReached, RequestIds, Wish, admit, estimate
 from edgeproxy.gateway.authentication import Authentication, KnownKey
 from edgeproxy.gateway.forwarding import Relay, forward
 from edgeproxy.gateway.metering import Meter
-from edgeproxy.gateway.receiving import Bodies, Body, ClientGoneError
-from edgeproxy.gateway.routes import Route
+from edgeproxy.gateway.receiving import Bodies, Body, ClientGoneError, Upload
+from edgeproxy.gateway.routes import Query, Route
 from edgeproxy.gateway.server import Written, write
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation, Settlements, Ticket
 from edgeproxy.gateway.upstream import Upstreams
 from edgeproxy.hotstate.commands import HotState
 from edgeproxy.metrics import Metrics
+from edgeproxy.providers.base import Body as BodyKind
+from edgeproxy.providers.base import Incoming
+from edgeproxy.providers.multipart import FormScanner
 
 _QUERY = re.compile(r"[!-~]*")  # visible ASCII: what may stand in a request line
+_OWN_PATHS = ("/", "/healthz", "/readyz")
 _STORE_RETRY_MS = 1000
 _LEASE_MARGIN_MS = 60_000  # a lease outlives every time limit of the request that holds it
 
@@ -36,7 +47,7 @@ class Arrival:
 
     request: web.BaseRequest
     path: str
-    query: str
+    query: Query
     request_id: str
     at: float
 
@@ -65,16 +76,18 @@ class Handler:
     async def handle(self, request: web.BaseRequest) -> Written:
         """Answer one request. Never raises but for cancellation."""
         path, _, query = request.raw_path.partition("?")
-        if path in ("/healthz", "/readyz"):
-            return self._health(request, path)
-        arrival = Arrival(request, path, query, self._ids.next(self._hot.now_ms()), time.monotonic())
+        if path in _OWN_PATHS:
+            return self._own_page(request, path)
+        arrival = Arrival(request, path, Query(query), self._ids.next(self._hot.now_ms()), time.monotonic())
         try:
-            route = routes.find(request.method, path)
-            key = await self._authentication.authenticate(request.headers)
-        except (GatewayError, StoreUnavailable) as error:
-            return self._refuse(arrival, error)
-        try:
-            return await self._serve(arrival, route, key)
+            route = routes.find(request.method, path, arrival.query, request.headers)
+            query_key = arrival.query.get("key") if route.dialect.name == "gemini" else ""
+            key = await self._authentication.authenticate(request.headers, query_key)
+            if route.endpoint.body is not BodyKind.NONE:
+                return await self._serve(arrival, route, key)
+            key = await self._authentication.look_again(key)  # it may have been revoked, and nothing will be reserved
+            body = listing.answer(route, key.record, self._upstreams, arrival.query)
+            return self._answer(arrival, route, body)
         except (GatewayError, StoreUnavailable) as error:
             return self._refuse(arrival, error)
         except ClientGoneError:
@@ -86,24 +99,45 @@ class Handler:
     async def _serve(self, arrival: Arrival, route: Route, key: KnownKey) -> Written:
         with self._bodies.holding() as held:
             try:
-                ticket = await self._admit(arrival, route, key, held)
+                incoming, form = await self._take_in(arrival.request, route, held)
+                ticket = await self._admit(arrival, route, key, incoming, held)
             except GatewayError as error:
                 self._hot.count_refusal(key.record.partition, key.record.id, error.kind.status)
                 raise
             with Reservation(ticket, self._settlements) as reservation:
-                return await self._forward(arrival, route, reservation, held)
+                return await self._forward(arrival, route, reservation, held, form)
 
-    async def _admit(self, arrival: Arrival, route: Route, key: KnownKey, held: Body) -> Ticket:
-        """Take the body in, find out where it goes, and reserve what it may cost."""
-        await self._bodies.read(arrival.request, held)
-        facts = route.dialect.read_request(held.content)
-        target = self._upstreams.choose(route, facts.model)
-        if not _QUERY.fullmatch(arrival.query):
+    async def _take_in(self, request: web.BaseRequest, route: Route, held: Body) -> tuple[Incoming, FormScanner | None]:
+        """Take in as much of the body as has to be known; of a form the beginning, and who goes on reading it."""
+        kind = route.endpoint.body
+        if kind is BodyKind.ANY:
+            return Incoming(request.method, b"", request.content_length or 0), None
+        if kind is BodyKind.JSON:
+            await self._bodies.read(request, held)
+            return Incoming(request.method, held.content, len(held.content), route.model), None
+        form = FormScanner(request.headers.get("content-type", ""))
+
+        def is_enough(chunk: bytes) -> bool:
+            form.feed(chunk)
+            return form.found
+
+        await self._bodies.read(request, held, is_enough)
+        if request.content.at_eof():
+            form.end()
+        size = request.content_length or len(held.content)
+        return Incoming(request.method, held.content, size, form.model, form.model_span), form
+
+    async def _admit(self, arrival: Arrival, route: Route, key: KnownKey, incoming: Incoming, held: Body) -> Ticket:
+        """Find out where the request goes, and reserve what it may cost."""
+        facts = route.endpoint.read_request(incoming)
+        target = self._upstreams.choose(route, facts)
+        facts = target.with_charges(facts)
+        if not _QUERY.fullmatch(arrival.query.raw):
             raise GatewayError(BAD_HTTP)
         bounds = self._settings.bounds
         asks_for_usage = target.asks_for_usage(facts)
         model = target.model.upstream_model or facts.model
-        held.content = route.dialect.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
+        held.content = route.endpoint.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
         amounts = estimate(facts, target.model, bounds.reserve_output_tokens)
         lease_ms = target.provider.total_timeout_ms + target.provider.drain_ms + _LEASE_MARGIN_MS
         wish = Wish(arrival.request_id, facts.model, amounts, lease_ms, guesses_output=facts.output_max is None)
@@ -113,22 +147,27 @@ class Handler:
             if away.may_have_run:
                 self._settlements.give_back(key, wish.request_id, target.model.match)
             raise
-        meter = Meter(route.dialect, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
+        meter = Meter(route, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
         return Ticket(admission, target, facts, meter)
 
-    async def _forward(self, arrival: Arrival, route: Route, reservation: Reservation, held: Body) -> Written:
+    async def _forward(
+        self, arrival: Arrival, route: Route, reservation: Reservation, held: Body, form: FormScanner | None
+    ) -> Written:
         """Send the request upstream and carry the answer back."""
         target = reservation.ticket.target
-        head = target.encode(route, arrival.query, arrival.request.headers, len(held.content))
+        request = arrival.request
+        upload, length = self._rest(request, held, form)
+        head = target.encode(request.method, route, arrival.query, request.headers, length)
         headers = route.dialect.limit_headers(reservation.ticket.admission.levels, self._hot.now_ms())
         name = target.provider.name
         try:
             connection = await target.pool.acquire()
-            relay = Relay(arrival.request, connection, reservation, headers, held)
+            relay = Relay(request, connection, reservation, headers, held)
             reservation.sent_on(connection)
             self._metrics.overhead_seconds.observe(time.monotonic() - arrival.at)
             with self._metrics.open_streams.track_inprogress():
-                await forward(connection, head + held.take(), relay, arrival.request)
+                body = held.take() if upload is None else upload.framed(held.take())
+                await forward(connection, head + body, relay, request, upload)
         except GatewayError as error:
             self._metrics.upstream_errors.labels(name, error.kind.code).inc()
             raise
@@ -140,21 +179,38 @@ class Handler:
         self._metrics.requests.labels(route.dialect.name, str(relay.status or CLIENT_GONE)).inc()
         return Written(keep_alive=relay.keep_alive)
 
+    def _rest(self, request: web.BaseRequest, held: Body, form: FormScanner | None) -> tuple[Upload | None, int | None]:
+        """Return what of the body is still to come, None if nothing is; and how long the whole is, as it is sent."""
+        if request.content.at_eof():
+            return None, len(held.content)
+        declared = request.content_length
+        upload = Upload(self._bodies, request, held, form, is_chunked=declared is None)
+        return upload, None if declared is None else declared - held.size + len(held.content)
+
     def _refuse(self, arrival: Arrival, error: GatewayError | StoreUnavailable) -> Written:
         """Answer with an error of ours, in the dialect of the path."""
         if isinstance(error, StoreUnavailable):
             error = GatewayError(COUNTERS_UNAVAILABLE, retry_after_ms=_STORE_RETRY_MS)
-        dialect = routes.dialect_of_errors(arrival.path)
+        request = arrival.request
+        dialect = routes.dialect_of(request.method, arrival.path, arrival.query, request.headers)
         headers, body = dialect.error(error, arrival.request_id)
         if isinstance(error, LimitReached):
             headers += dialect.limit_headers(error.levels, self._hot.now_ms())
+        if error.kind is UPGRADE_REFUSED:
+            headers.append(("upgrade", "HTTP/1.1"))  # RFC 9110, 15.5.22: what to use instead
         self._metrics.refusals.labels(error.kind.code).inc()
         self._metrics.requests.labels(dialect.name, str(error.kind.status)).inc()
         # What of the request was not read cannot be told from the next one.
-        return write(arrival.request, error.kind.status, headers, body, close=not arrival.request.content.is_eof())
+        return write(request, error.kind.status, headers, body, close=not request.content.is_eof())
 
-    def _health(self, request: web.BaseRequest, path: str) -> Written:
-        """`/healthz`: the process is alive. `/readyz`: it can admit requests."""
-        is_ready = path == "/healthz" or self._hot.is_connected
+    def _answer(self, arrival: Arrival, route: Route, body: bytes) -> Written:
+        """Answer with a page of ours, in the dialect of the route."""
+        headers = [("content-type", "application/json"), *route.dialect.incoming_headers(200, [], arrival.request_id)]
+        self._metrics.requests.labels(route.dialect.name, "200").inc()
+        return write(arrival.request, 200, headers, body, close=not arrival.request.content.is_eof())
+
+    def _own_page(self, request: web.BaseRequest, path: str) -> Written:
+        """`/`: there is a gateway here. `/healthz`: the process is alive. `/readyz`: it can admit requests."""
+        is_ready = path != "/readyz" or self._hot.is_connected
         body = b"ok\n" if is_ready else b"redis is away\n"
         return write(request, 200 if is_ready else 503, [("content-type", "text/plain")], body)

@@ -2,6 +2,7 @@
 
     what happened                                             tokens charged
     -------------------------------------------------------   ------------------------------------------------
+    the provider bills nothing for it                         none
     the request was not fully sent                            none
     the provider answered with an error status                none
     the provider's figures were read                          exactly those
@@ -16,9 +17,17 @@ from dataclasses import dataclass
 
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import Usage
-from edgeproxy.providers.base import Dialect, RequestFacts, UsageReader
+from edgeproxy.gateway.routes import Route
+from edgeproxy.providers.base import Headers, RequestFacts, UsageReader
+from edgeproxy.providers.encoding import ENCODINGS, DecodingReader
+from edgeproxy.providers.readers import ObjectReader
 
 _NOTHING = Usage()
+_JSON, _EVENTS = "application/json", "text/event-stream"
+
+
+def _tells_nothing(_answer: dict[str, object]) -> Usage | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +39,43 @@ class Charge:
 
 
 class Meter:
-    """Reads one answer while it passes. Only an answer with a status of success is read."""
+    """Reads one answer while it passes. Only an answer with a status of success, to what costs anything, is read."""
 
-    def __init__(self, dialect: Dialect, facts: RequestFacts, *, asks_for_usage: bool, max_bytes: int) -> None:
-        self.dialect = dialect
+    def __init__(self, route: Route, facts: RequestFacts, *, asks_for_usage: bool, max_bytes: int) -> None:
+        self.dialect = route.dialect
+        self._endpoint = route.endpoint
         self._facts = facts
         self._asks_for_usage = asks_for_usage
         self._max_bytes = max_bytes
         self._reader: UsageReader | None = None
         self._status = 0
-
-    @property
-    def may_change_length(self) -> bool:
-        """Whether `feed` can return less than it got."""
-        return self._asks_for_usage and self._reader is not None
+        self.may_change_length = False  # whether `feed` can return less than it got
 
     @property
     def is_finished(self) -> bool:
         """Whether the answer's own last word has passed, after which a client may stop listening."""
         return self._reader is not None and self._reader.is_finished
 
-    def begin(self, status: int) -> None:
-        """The answer has this status."""
+    def begin(self, status: int, headers: Headers) -> None:
+        """The answer has this status and these headers."""
         self._status = status
-        if 200 <= status < 300:
-            self._reader = self.dialect.reader(
-                self._facts, ask_for_usage=self._asks_for_usage, max_bytes=self._max_bytes
-            )
+        if not 200 <= status < 300 or self._facts.is_free:
+            return
+        named = dict(headers)
+        encoding = named.get("content-encoding", "identity").strip().lower()
+        content_type = named.get("content-type", "").partition(";")[0].strip().lower()
+        if self._facts.stream and content_type != _JSON:
+            content_type = _EVENTS  # a server that does not say so streams all the same
+        is_plain = encoding in ("identity", "")
+        if not is_plain and encoding not in ENCODINGS:
+            self._reader = ObjectReader(0, _tells_nothing, self._facts.output_max)  # its size is all that is known
+            return
+        self.may_change_length = self._asks_for_usage and is_plain
+        self._reader = self._endpoint.reader(
+            self._facts, content_type, ask_for_usage=self.may_change_length, max_bytes=self._max_bytes
+        )
+        if not is_plain:
+            self._reader = DecodingReader(self._reader)
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what is to be forwarded of it."""
@@ -70,6 +89,6 @@ class Meter:
         """Return what is charged, were the answer over now. `written`: whether the whole request had left."""
         if self._reader is not None:
             return Charge(Outcome.POST, self._reader.usage(self._facts.input_estimate))
-        if self._status or not written:
+        if self._status or not written or self._facts.is_free:
             return Charge(Outcome.VOID, _NOTHING)
         return Charge(Outcome.POST, Usage(input_uncached=self._facts.input_estimate, estimated=True))

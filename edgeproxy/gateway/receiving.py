@@ -1,8 +1,13 @@
-"""Takes in the body of a request, within bounds. It is held in memory until it has been sent on, and nowhere else."""
+"""Takes in the body of a request, within bounds. It is held in memory until it has been sent on, and nowhere else.
+
+A JSON body is read as a whole, because it says what the request may cost. Of a form only the beginning is held, as far
+as the model's name; what follows, such as a recording, is handed on as it comes.
+"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from aiohttp import ClientError, web
 from aiohttp.web import RequestPayloadError
@@ -16,9 +21,14 @@ from edgeproxy.errors import (
     UNSUPPORTED_ENCODING,
     GatewayError,
 )
+from edgeproxy.providers.multipart import FormScanner
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RETRY_MS = 1000
+
+
+def _never(_chunk: bytes) -> bool:
+    return False
 
 
 class ClientGoneError(Exception):
@@ -41,21 +51,29 @@ class Bodies:
         finally:
             body.release()
 
-    async def read(self, request: web.BaseRequest, body: "Body") -> None:
-        """Read the whole body into `body`.
+    async def read(self, request: web.BaseRequest, body: "Body", is_enough: Callable[[bytes], bool] = _never) -> None:
+        """Read into `body` until `is_enough`, which is shown each chunk, says so; without it, to the end.
 
         Raises GatewayError: 413 as soon as it is known to be too large, 408, 415, 503, 400 for broken framing; and
         ClientGoneError.
         """
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise GatewayError(UNSUPPORTED_ENCODING)
-        if (request.content_length or 0) > self._bounds.max_body_bytes:
-            raise GatewayError(BODY_TOO_LARGE)
-        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(_CONTINUE)
+        parts = []
+        while chunk := await self.next_chunk(request, body):  # ends: every chunk counts against the bound
+            self.change(len(chunk))
+            body.size += len(chunk)
+            parts.append(chunk)
+            if is_enough(chunk):
+                break
+        body.content = parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def next_chunk(self, request: web.BaseRequest, body: "Body") -> bytes:
+        """Return what came next, without holding it; b"" at the end. Raises as `read` does."""
+        if body.deadline is None:
+            self._begin(request)
+            body.deadline = asyncio.get_running_loop().time() + self._bounds.body_timeout_ms / 1000
         try:
-            async with asyncio.timeout(self._bounds.body_timeout_ms / 1000):
-                await self._read(request, body)
+            async with asyncio.timeout_at(body.deadline):
+                chunk = await request.content.readany()
         except TimeoutError:
             raise GatewayError(BODY_TIMEOUT) from None
         except (OSError, ClientError):
@@ -64,16 +82,19 @@ class Bodies:
             if request.transport is None:
                 raise ClientGoneError from None
             raise GatewayError(BAD_HTTP) from None
+        body.received += len(chunk)
+        if body.received > self._bounds.max_body_bytes:
+            raise GatewayError(BODY_TOO_LARGE)
+        return chunk
 
-    async def _read(self, request: web.BaseRequest, body: "Body") -> None:
-        parts = []
-        while chunk := await request.content.readany():  # ends: every chunk counts against the bound
-            self.change(len(chunk))
-            body.size += len(chunk)
-            if body.size > self._bounds.max_body_bytes:
-                raise GatewayError(BODY_TOO_LARGE)
-            parts.append(chunk)
-        body.content = parts[0] if len(parts) == 1 else b"".join(parts)
+    def _begin(self, request: web.BaseRequest) -> None:
+        """Refuse what is known to be of no use, before any of it is read; then ask for it, where that is waited for."""
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise GatewayError(UNSUPPORTED_ENCODING)
+        if (request.content_length or 0) > self._bounds.max_body_bytes:
+            raise GatewayError(BODY_TOO_LARGE)
+        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(_CONTINUE)
 
     def change(self, size: int) -> None:
         """Take `size` more bytes, or give them back. Raises GatewayError (503) when it would be too much."""
@@ -89,6 +110,8 @@ class Body:
         self._bodies = bodies
         self.content = b""
         self.size = 0
+        self.received = 0  # bytes that came, those that are not held included
+        self.deadline: float | None = None  # of the loop's clock: when all of it has to be here
 
     def take(self) -> bytes:
         """Return the content, which is in memory until `release`, although not here."""
@@ -100,3 +123,27 @@ class Body:
         self.content = b""
         self._bodies.change(-self.size)
         self.size = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The part of a body that is not held, but handed on as it comes. A form is read along, and may be refused."""
+
+    bodies: Bodies
+    request: web.BaseRequest
+    body: Body
+    form: FormScanner | None
+    is_chunked: bool  # its length is not known beforehand
+
+    async def next_piece(self) -> bytes:
+        """Return what to send next, framed for HTTP; b"" when nothing is left. Raises as `Bodies.read` does."""
+        chunk = await self.bodies.next_chunk(self.request, self.body)
+        if self.form is not None and chunk:
+            self.form.feed(chunk)
+        elif self.form is not None:
+            self.form.end()
+        return self.framed(chunk)
+
+    def framed(self, chunk: bytes) -> bytes:
+        """Return a chunk as it is sent."""
+        return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.is_chunked and chunk else chunk

@@ -13,7 +13,7 @@ from typing import Any, Self, cast
 
 from edgeproxy import logs, tasks
 from edgeproxy.domain.reservations import Outcome, SettleStatus
-from edgeproxy.domain.usage import Usage, UsageEvent, encode_event, storable_model
+from edgeproxy.domain.usage import TOOLS, Usage, UsageEvent, encode_event, storable_model
 from edgeproxy.errors import COUNTERS_UNAVAILABLE, INTERNAL, GatewayError, StoreUnavailable
 from edgeproxy.gateway.admission import Admission
 from edgeproxy.gateway.authentication import KnownKey
@@ -69,7 +69,7 @@ class Settlements:
         self._watch(tasks.spawn("give back", self._try_again(arguments, certain=False)))
 
     def count(self, provider: str, usage: Usage) -> None:
-        """Count the tokens of one answer in the metrics."""
+        """Count one answer in the metrics."""
         for kind, number in (
             ("input", usage.input_uncached),
             ("cache_read", usage.cache_read),
@@ -78,6 +78,10 @@ class Settlements:
         ):
             if number:
                 self._metrics.tokens.labels(provider, kind).inc(number)
+        for tool, number in usage.tool_calls:
+            self._metrics.tool_calls.labels(provider, tool if tool in TOOLS else "other").inc(number)
+        if usage.cost_nanos:
+            self._metrics.provider_cost_usd.labels(provider).inc(usage.cost_nanos / 10**9)
         if usage.estimated:
             self._metrics.estimated.labels(provider).inc()
 

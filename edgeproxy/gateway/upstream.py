@@ -1,16 +1,18 @@
-"""Where a request goes: the provider that the configuration names for its model, and the bytes that are sent there."""
+"""Where a request goes: the provider that the configuration names for its model, and the head that is sent there."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from edgeproxy import __version__
-from edgeproxy.config import Model, Provider, Settings, provider_secret
-from edgeproxy.errors import MODEL_NOT_FOUND, WRONG_PATH, GatewayError
+from edgeproxy.config import Model, Provider, Settings, allowed_features, provider_secret
+from edgeproxy.domain.features import Feature
+from edgeproxy.errors import CANNOT_BE_METERED, MODEL_NOT_FOUND, WRONG_PATH, GatewayError
 from edgeproxy.gateway.connections import Pool
-from edgeproxy.gateway.routes import ROUTES, Route
-from edgeproxy.providers.base import Headers, RequestFacts
+from edgeproxy.gateway.routes import Query, Route
+from edgeproxy.providers.base import Body, Dialect, Headers, ListedModel, RequestFacts
+from edgeproxy.providers.registry import DIALECTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +23,42 @@ class Target:
     provider: Provider
     secret: str
     pool: Pool
+    allowed: Mapping[Feature, int]
 
     def asks_for_usage(self, facts: RequestFacts) -> bool:
         """Whether a stream has to be made to report its usage, which its client did not ask for."""
         return facts.stream and not facts.usage_requested and self.provider.include_usage
 
-    def encode(self, route: Route, query: str, headers: Mapping[str, str], length: int) -> bytes:
-        """Return the head of the request to send. `headers` are the client's, `length` is the body's in bytes."""
-        path = _joined(urlsplit(self.provider.base_url).path, route.dialect.paths[route.path])
+    def with_charges(self, facts: RequestFacts) -> RequestFacts:
+        """Return the facts with what the operator takes hidden bills to be.
+
+        Raises GatewayError for what is not allowed here, with the reason.
+        """
+        for feature in facts.features:
+            if feature not in self.allowed:
+                raise _refusal(feature)
+        charge = 0 if facts.is_free else sum(self.allowed[feature] for feature in facts.features)
+        return replace(facts, input_estimate=facts.input_estimate + charge) if charge else facts
+
+    def encode(self, method: str, route: Route, query: Query, headers: Mapping[str, str], length: int | None) -> bytes:
+        """Return the head of the request to send.
+
+        `headers` are the client's, `length` is the body's in bytes: None where it is sent in chunks, as it comes.
+        """
+        model = self.model.upstream_model or route.model
+        path = route.upstream_path(urlsplit(self.provider.base_url).path, model)
+        passed = query.only(route.dialect.query)
         lines: Headers = [
             ("host", self.pool.host_header),
             ("user-agent", f"edgeproxy/{__version__}"),
             ("accept-encoding", "identity"),
             *route.dialect.outgoing_headers(self.secret, headers),
-            ("content-length", str(length)),
         ]
-        start = f"POST {path}{'?' + query if query else ''} HTTP/1.1"
+        content_type = "application/json" if route.endpoint.body is Body.JSON else headers.get("content-type")
+        if content_type is not None:
+            lines.append(("content-type", content_type))
+        lines.append(("transfer-encoding", "chunked") if length is None else ("content-length", str(length)))
+        start = f"{method} {path}{'?' + passed if passed else ''} HTTP/1.1"
         text = "\r\n".join([start, *(f"{name}: {value}" for name, value in lines)]) + "\r\n\r\n"
         return text.encode("utf-8", "surrogateescape")
 
@@ -46,29 +68,51 @@ class Upstreams:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         providers = {provider.name: provider for provider in settings.provider}
-        used = {model.provider for model in settings.model}
-        pools = {name: Pool(providers[name]) for name in used}
+        used = {model.provider: model for model in settings.model}
+        self._pools = {name: Pool(providers[name]) for name in used}
         secrets = {name: provider_secret(providers[name], environ) for name in used}
-        self._pools = pools
-        self._targets = tuple(
-            Target(model, providers[model.provider], secrets[model.provider], pools[model.provider])
-            for model in settings.model
-        )
 
-    def choose(self, route: Route, model: str) -> Target:
-        """Return the first target that matches and speaks the path's dialect.
+        def target(model: Model) -> Target:
+            provider = providers[model.provider]
+            pool, secret = self._pools[provider.name], secrets[provider.name]
+            return Target(model, provider, secret, pool, allowed_features(provider))
 
-        Raises GatewayError: WRONG_PATH, naming the right one, or MODEL_NOT_FOUND.
+        self._targets = tuple(target(model) for model in settings.model)
+
+    def choose(self, route: Route, facts: RequestFacts) -> Target:
+        """Return where a request goes: the first target that matches its model and speaks its dialect.
+
+        What is no request to a model goes to the first provider of the dialect that allows it. Raises GatewayError:
+        WRONG_PATH, naming the right one, MODEL_NOT_FOUND, or CANNOT_BE_METERED.
         """
-        matching = [target for target in self._targets if fnmatchcase(model, target.model.match)]
+        if route.endpoint.body is Body.ANY:
+            return self._allowing(route.dialect, facts.features[0])
+        matching = [target for target in self._targets if fnmatchcase(facts.model, target.model.match)]
         for target in matching:
             if target.provider.dialect == route.dialect.name:
                 return target
         if matching:
-            dialect = matching[0].provider.dialect
-            path = next(path for path, each in ROUTES.items() if each.dialect.name == dialect)
+            path = DIALECTS[matching[0].provider.dialect].example_path
             raise GatewayError(WRONG_PATH, f"This model is served on another path: send the request to {path}.")
         raise GatewayError(MODEL_NOT_FOUND)
+
+    def _allowing(self, dialect: Dialect, feature: Feature) -> Target:
+        for target in self._targets:
+            if target.provider.dialect == dialect.name and feature in target.allowed:
+                # The row is only a way to the provider: its pattern and its other name belong to models.
+                return replace(target, model=Model(match=feature.value, provider=target.provider.name))
+        raise _refusal(feature)
+
+    def listed(self, dialect: Dialect) -> Iterator[ListedModel]:
+        """Yield the models to show to a dialect's clients, each name once, as the first row that has it says."""
+        seen = set()
+        for target in self._targets:
+            if target.provider.dialect != dialect.name:
+                continue
+            for name in target.model.list:
+                if name not in seen:
+                    seen.add(name)
+                    yield ListedModel(name, target.provider.name, target.model.max_output_tokens)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -76,9 +120,6 @@ class Upstreams:
             pool.close()
 
 
-def _joined(base: str, path: str) -> str:
-    """Return the path below a base path; `/v1` is not doubled where the base ends with it."""
-    base = base.rstrip("/")
-    if base.endswith("/v1") and path.startswith("/v1/"):
-        base = base.removesuffix("/v1")
-    return base + path
+def _refusal(feature: Feature) -> GatewayError:
+    remedy = f"so this gateway does not serve them. The administrator can allow '{feature}' for a provider."
+    return GatewayError(CANNOT_BE_METERED, f"{feature.reason}, {remedy}")

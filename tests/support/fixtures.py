@@ -40,6 +40,7 @@ async def start_gateway(
             stores: dict[str, Any] | None = None,
             base_url: str = "",
             redis: str = redis_url,
+            recordings: Path | None = None,
             **provider: Any,
         ) -> Gateway:
             return await stack.enter_async_context(
@@ -52,6 +53,7 @@ async def start_gateway(
                     stores=stores,
                     base_url=base_url,
                     provider=provider,
+                    recordings=recordings,
                 )
             )
 

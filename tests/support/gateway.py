@@ -27,6 +27,15 @@ from edgeproxy.mock_provider.server import Options, RunningMock, running
 PEPPER = bytes(range(32))
 OPERATOR_SECRET = "sk-operator-secret"
 PARTITIONS = 16
+DIALECTS = ("openai", "anthropic", "gemini")
+MODELS = (
+    'match = "gpt-*"\nprovider = "openai"\nlist = ["gpt-mock", "gpt-other"]',
+    'match = "whisper-*"\nprovider = "openai"',
+    'match = "renamed"\nprovider = "openai"\nupstream_model = "gpt-real"',
+    'match = "claude-*"\nprovider = "anthropic"\nlist = ["claude-mock", "claude-other"]\nmax_output_tokens = 64000',
+    'match = "gemini-*"\nprovider = "gemini"\nlist = ["gemini-mock", "gemini-other"]',
+    *(f'match = "recording:*"\nprovider = "{dialect}"' for dialect in DIALECTS),
+)
 
 
 @dataclass
@@ -92,6 +101,11 @@ def message(model: str = "claude-mock", **fields: Any) -> dict[str, Any]:
     return {"model": model, "max_tokens": 100, "messages": [{"role": "user", "content": "one two three"}], **fields}
 
 
+def generate(**fields: Any) -> dict[str, Any]:
+    """A Gemini request of three words."""
+    return {"contents": [{"role": "user", "parts": [{"text": "one two three"}]}], **fields}
+
+
 @asynccontextmanager
 async def run_gateway(
     redis_url: str,
@@ -103,8 +117,9 @@ async def run_gateway(
     stores: dict[str, Any] | None = None,
     base_url: str = "",
     provider: dict[str, Any] | None = None,
+    recordings: Path | None = None,
 ) -> AsyncIterator[Gateway]:
-    async with running(options=Options(expected_secret=OPERATOR_SECRET)) as mock:
+    async with running(options=Options(expected_secret=OPERATOR_SECRET, recordings=recordings)) as mock:
         rows = {"secret_file": str(operator_secret), "base_url": base_url or mock.url, **(provider or {})}
         text = "\n".join(
             [
@@ -112,10 +127,8 @@ async def run_gateway(
                 *(f"{name} = {json.dumps(value)}" for name, value in (stores or {}).items()),
                 "[bounds]",
                 *(f"{name} = {json.dumps(value)}" for name, value in {"drain_ms": 500, **(bounds or {})}.items()),
-                *(_provider_table("openai", rows) + _provider_table("anthropic", rows)),
-                '[[model]]\nmatch = "gpt-*"\nprovider = "openai"',
-                '[[model]]\nmatch = "renamed"\nprovider = "openai"\nupstream_model = "gpt-real"',
-                '[[model]]\nmatch = "claude-*"\nprovider = "anthropic"',
+                *(line for dialect in DIALECTS for line in _provider_table(dialect, rows)),
+                *(f"[[model]]\n{line}" for line in MODELS),
             ]
         )
         path = folder / "edgeproxy.toml"

@@ -4,20 +4,27 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from edgeproxy.domain.keys import KeyStatus, issue_secret
 from edgeproxy.mock_provider import anthropic as mock_anthropic
 from edgeproxy.mock_provider import openai as mock_openai
 from edgeproxy.mock_provider.exchange import exchange_of
-from tests.support.gateway import OPERATOR_SECRET, Gateway, StartGateway, chat, message
-from tests.support.raw import read_request, scripted_provider
+from tests.support.gateway import OPERATOR_SECRET, Gateway, StartGateway, chat, generate, message
+from tests.support.raw import Client, read_request, scripted_provider
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+
+
+def response(model: str = "gpt-mock", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "input": "one two", **fields}
 
 
 def encoded(body: dict[str, Any]) -> bytes:
@@ -344,3 +351,277 @@ async def test_a_mistake_of_ours_ends_one_request_with_a_500_and_no_text(
     assert "canary-53" not in err
     async with gateway.post(CHAT, secret, chat()) as answer:  # the reservation was given back
         assert answer.status == 200
+
+
+# --- every operation
+
+GENERATE = "/v1beta/models/gemini-mock:cached-4.reasoning-3:"
+SPOKEN = {"model": "gpt-mock:input-9", "input": "Hello"}
+OPERATIONS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, chat("gpt-mock:reasoning-5.cached-3", stream=True)),
+    ("/v1/completions", {"model": "gpt-mock", "prompt": "one two"}),
+    ("/v1/completions", {"model": "gpt-mock", "prompt": "one two", "stream": True}),
+    (RESPONSES, response("gpt-mock:cached-3.reasoning-2")),
+    (RESPONSES, response("gpt-mock:cached-3.reasoning-2", stream=True)),
+    (RESPONSES, response("gpt-mock:xai.reasoning-2", stream=True)),
+    ("/v1/responses/compact", {"model": "gpt-mock", "input": "one two"}),
+    ("/v1/embeddings", {"model": "gpt-mock", "input": ["one two", "three"]}),
+    ("/v1/images/generations", {"model": "gpt-mock", "prompt": "an owl"}),
+    ("/v1/images/generations", {"model": "gpt-mock", "prompt": "an owl", "stream": True}),
+    ("/v1/audio/speech", {**SPOKEN, "voice": "x", "stream_format": "sse"}),
+    (MESSAGES, message("claude-mock:cache-write-8.reasoning-2", stream=True)),
+    (GENERATE + "generateContent", generate()),
+    (GENERATE + "streamGenerateContent", generate()),
+    (GENERATE + "streamGenerateContent?alt=sse", generate()),
+    (GENERATE.replace("v1beta", "v1") + "streamGenerateContent?alt=sse", generate()),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), OPERATIONS)
+async def test_every_operation_is_counted_as_the_provider_counts_it(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    secret = await gateway.issue("tokens=1000000/1h")
+    async with gateway.post(path, secret, body) as answer:
+        assert answer.status == 200, await answer.text()
+        assert await answer.read()
+        request_id = answer.headers["x-request-id"]
+    (event,) = await gateway.events(secret)
+    counted = gateway.mock.counts.total
+    usage = event.usage
+    assert (event.id, event.status, usage.estimated) == (request_id, 200, False)
+    assert (usage.input_total, usage.output) == (counted.input_tokens, counted.output_tokens)
+    assert (usage.cache_read, usage.cache_write) == (counted.cache_read_tokens, counted.cache_write_tokens)
+    assert usage.reasoning == counted.reasoning_tokens
+    assert usage.input_total + usage.output > 0
+    assert (await gateway.usage(secret)).windows[0].used == usage.input_total + usage.output
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/audio/speech", {**SPOKEN, "voice": "x"}),
+        ("/v1/images/generations", {"model": "gpt-mock:no-usage", "prompt": "an owl"}),
+        (GENERATE + "batchEmbedContents", {"requests": [{"content": {"parts": [{"text": "one two"}]}}]}),
+    ],
+)
+async def test_what_tells_no_usage_is_estimated_and_never_free(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    secret = await gateway.issue()
+    path = path.replace("cached-4.reasoning-3", "no-usage")
+    async with gateway.post(path, secret, body) as answer:
+        assert answer.status == 200, await answer.text()
+        await answer.read()
+    (event,) = await gateway.events(secret)
+    assert event.usage.estimated
+    assert event.usage.input_total > 0
+
+
+FREE: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/moderations", {"model": "gpt-mock", "input": "one two"}),
+    ("/v1/responses/input_tokens", {"model": "gpt-mock", "input": "one two"}),
+    ("/v1/messages/count_tokens", message()),
+    (GENERATE + "countTokens", generate()),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), FREE)
+async def test_what_the_provider_does_not_bill_is_a_request_without_tokens(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    secret = await gateway.issue("tokens=1/1h", "requests=1/1h")
+    async with gateway.post(path, secret, body) as answer:
+        assert answer.status == 200, await answer.text()
+        assert await answer.json()
+    (event,) = await gateway.events(secret)
+    assert (event.status, event.usage.input_total, event.usage.output, event.usage.estimated) == (200, 0, 0, False)
+    assert [window.used for window in (await gateway.usage(secret)).windows] == [0, 1]
+    async with gateway.post(path, secret, body) as answer:
+        assert answer.status == 429
+
+
+# --- keys, upgrades, presence
+
+
+@pytest.mark.parametrize("where", ["x-goog-api-key", "query", "encoded query", "authorization", "x-api-key"])
+async def test_geminis_clients_may_send_their_key_as_they_do(
+    gateway: Gateway, where: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = await gateway.issue()
+    query = {"query": f"&key={secret}", "encoded query": f"&k%65y={secret}"}.get(where, "")
+    value = f"Bearer {secret}" if where == "authorization" else secret
+    headers = {} if query else {where: value}
+    url = URL(f"{gateway.url}{GENERATE}streamGenerateContent?alt=sse{query}", encoded=True)
+    async with gateway.session.post(url, data=encoded(generate()), headers=headers) as answer:
+        assert answer.status == 200
+        assert (await answer.read()).startswith(b"data: {")
+    assert gateway.mock.counts.keys_in_query == 0
+    assert gateway.mock.counts.last.query == ("alt",)
+    assert gateway.mock.counts.last.secret_in == "x-goog-api-key"
+    assert secret not in "".join(capfd.readouterr())
+
+
+async def test_a_key_in_the_query_is_taken_only_where_clients_put_it(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with gateway.session.post(f"{gateway.url}{CHAT}?key={secret}", data=encoded(chat())) as answer:
+        assert answer.status == 401
+    async with gateway.session.get(f"{gateway.url}/v1/unknown?key={secret}") as answer:
+        assert secret not in await answer.text()
+
+
+async def test_a_websocket_is_told_to_use_plain_http(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with Client(gateway.url) as client:
+        client.send(
+            f"GET /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret}\r\nconnection: Upgrade\r\n"
+            "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        head, body = await client.answer()
+    assert head.startswith(b"HTTP/1.1 426 ")
+    assert b"\r\nupgrade: HTTP/1.1\r\n" in head
+    assert json.loads(body)["error"]["code"] == "upgrade_refused"
+    assert gateway.mock.counts.total.requests == 0
+
+
+async def test_a_client_may_look_whether_anybody_is_there(gateway: Gateway) -> None:
+    async with gateway.session.head(gateway.url + "/") as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+    assert b"edgeproxy_refusals_total{" not in gateway.metrics.render()
+
+
+# --- what hides its bill
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "name"),
+    [
+        ("POST", "/v1/batches", {}, {"input_file_id": "f"}, "batches"),
+        ("GET", "/v1/batches/batch_1", {}, None, "batches"),
+        ("POST", "/v1/messages/batches", {}, {"requests": []}, "batches"),
+        ("POST", "/v1beta/models/gemini-mock:batchGenerateContent", {}, {}, "batches"),
+        ("POST", "/v1/files", {}, {}, "files"),
+        ("GET", "/v1/files", {"anthropic-version": "2023-06-01"}, None, "files"),
+        ("POST", "/upload/v1beta/files", {}, {}, "files"),
+        ("POST", RESPONSES, {}, response(background=True), "background"),
+        ("GET", "/v1/responses/resp_1", {}, None, "background"),
+        (
+            "POST",
+            "/v1/responses",
+            {},
+            {"model": "gpt-mock", "input": "x", "previous_response_id": "r"},
+            "stored_context",
+        ),
+        ("POST", "/v1/responses", {}, {"model": "gpt-mock", "input": "x", "conversation": "c"}, "stored_context"),
+        ("POST", MESSAGES, {}, message(thread={"id": "t"}), "stored_context"),
+        ("POST", GENERATE + "generateContent", {}, generate(cachedContent="cachedContents/x"), "stored_context"),
+        ("POST", GENERATE + "generateContent", {}, generate(cached_content="cachedContents/x"), "stored_context"),
+        ("GET", "/v1beta/cachedContents", {}, None, "stored_context"),
+    ],
+)
+async def test_what_hides_its_bill_is_refused_by_name_and_not_sent(
+    gateway: Gateway, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None, name: str
+) -> None:
+    secret = await gateway.issue()
+    headers = {"authorization": f"Bearer {secret}", **headers}
+    async with gateway.session.request(method, gateway.url + path, json=body, headers=headers) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+    assert f"'{name}'" in error["message"]
+    assert "administrator" in error["message"]
+    assert gateway.mock.counts.total.requests == 0
+    assert await gateway.events(secret) == []
+
+
+async def test_an_operator_may_allow_it_and_say_what_it_is_taken_to_cost(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(unmetered=["batches=700", "files=0", "background=300", "stored_context=5000"])
+    secret = await gateway.issue("tokens=1000000/1h")
+    async with gateway.post("/v1/batches", secret, {"input_file_id": "file-1", "endpoint": CHAT}) as answer:
+        assert (await answer.json())["object"] == "batch"
+    assert (await gateway.usage(secret)).windows[0].used == 700
+    headers = {"authorization": f"Bearer {secret}"}
+    async with gateway.session.get(f"{gateway.url}/v1/batches?limit=2&unknown=x", headers=headers) as answer:
+        assert (await answer.json())["object"] == "list"
+    assert gateway.mock.counts.last.query == ("limit",)
+    form = aiohttp.FormData({"purpose": "batch"})
+    form.add_field("file", b"{}" * 50_000, filename="requests.jsonl")
+    async with gateway.session.post(f"{gateway.url}/v1/files", data=form, headers=headers) as answer:
+        assert (await answer.json())["bytes"] == 100_000
+    async with gateway.session.get(f"{gateway.url}/v1/responses/resp_1", headers=headers) as answer:
+        assert (await answer.json())["object"] == "response"
+    events = await gateway.events(secret)
+    assert [(event.model, event.usage.input_total, event.usage.estimated) for event in events] == [
+        ("batches", 700, True),
+        ("batches", 0, False),
+        ("files", 0, True),
+        ("background", 0, False),
+    ]
+    # Where the answer tells, its figures count; the operator's number is only reserved.
+    async with gateway.post(
+        RESPONSES, secret, response("gpt-mock:input-20000", previous_response_id="resp_1")
+    ) as answer:
+        assert answer.status == 200
+    assert (await gateway.events(secret))[-1].usage.input_total == 20_000
+
+
+async def test_a_key_that_is_limited_to_models_needs_the_name_of_what_it_may_use_beside_them(
+    start_gateway: StartGateway,
+) -> None:
+    gateway = await start_gateway(unmetered=["batches=1"])
+    for models, status in ((("gpt-*",), 403), (("gpt-*", "batches"), 200)):
+        secret = await gateway.issue(models=models)
+        async with gateway.post("/v1/batches", secret, {"input_file_id": "f", "endpoint": CHAT}) as answer:
+            assert answer.status == status
+
+
+# --- the operator's credentials
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [(CHAT, chat("gpt-mock:xai")), (GENERATE + "generateContent", generate()), (MESSAGES, message())]
+)
+async def test_a_provider_that_does_not_accept_our_secret_is_the_operators_affair(
+    start_gateway: StartGateway, tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("sk-not-the-right-one")
+    gateway = await start_gateway(secret_file=str(wrong))
+    secret = await gateway.issue("tokens=100000/1h")
+    async with gateway.post(path, secret, body) as answer:
+        text = await answer.text()
+    assert answer.status == 502
+    assert "upstream_credentials" in text.lower()
+    assert "sk-" not in text
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_another_400_passes_as_it_came(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(CHAT, secret, chat("gpt-mock:status-400")) as answer:
+        assert answer.status == 400
+        assert await answer.read() == mock_openai.error_body(400, "Asked for by the model name.")
+
+
+@pytest.mark.parametrize("size", [10, 65_000, 300_000])
+async def test_a_400_of_any_size_passes(start_gateway: StartGateway, size: int) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 400 Bad\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+        await writer.drain()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        async with gateway.post(CHAT, await gateway.issue(), chat()) as answer:
+            assert (answer.status, len(await answer.read())) == (400, size)
+
+
+async def test_a_400_that_breaks_off_is_told_as_what_it_is(start_gateway: StartGateway) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 400 Bad\r\ncontent-length: 100\r\n\r\nhalf")
+        await writer.drain()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        async with gateway.post(CHAT, await gateway.issue(), chat()) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (502, "upstream_failed")

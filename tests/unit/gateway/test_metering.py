@@ -1,20 +1,25 @@
 """The table of charges, row by row."""
 
+import gzip
+
 import pytest
 
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import Usage
+from edgeproxy.gateway import routes
 from edgeproxy.gateway.metering import Meter
-from edgeproxy.providers.anthropic import Anthropic
-from edgeproxy.providers.base import RequestFacts
-from edgeproxy.providers.openai import OpenAI
+from edgeproxy.gateway.routes import Query
+from edgeproxy.providers.base import Headers, RequestFacts
 
 FACTS = RequestFacts("m", stream=False, input_estimate=70, output_max=None)
+PLAIN: Headers = [("content-type", "application/json")]
+STREAM: Headers = [("content-type", "text/event-stream; charset=utf-8")]
 ANSWER = b'{"usage":{"prompt_tokens":11,"completion_tokens":4,"total_tokens":15}}'
 
 
-def meter(facts: RequestFacts = FACTS, *, asks_for_usage: bool = False) -> Meter:
-    return Meter(OpenAI(), facts, asks_for_usage=asks_for_usage, max_bytes=10_000)
+def meter(facts: RequestFacts = FACTS, *, asks_for_usage: bool = False, path: str = "/v1/chat/completions") -> Meter:
+    route = routes.find("POST", path, Query(""), {})
+    return Meter(route, facts, asks_for_usage=asks_for_usage, max_bytes=10_000)
 
 
 def test_a_request_that_was_not_fully_sent_costs_nothing() -> None:
@@ -31,28 +36,28 @@ def test_a_request_that_was_sent_and_not_answered_costs_its_input() -> None:
 @pytest.mark.parametrize("written", [True, False])
 def test_an_error_of_the_provider_costs_nothing(status: int, *, written: bool) -> None:
     metered = meter()
-    metered.begin(status)
+    metered.begin(status, PLAIN)
     assert metered.feed(ANSWER) is ANSWER
     assert metered.charge(written=written).outcome is Outcome.VOID
 
 
 def test_an_answer_costs_what_the_provider_says() -> None:
     metered = meter()
-    metered.begin(200)
+    metered.begin(200, PLAIN)
     assert metered.feed(ANSWER) is ANSWER
     assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)
 
 
 def test_an_answer_that_came_before_the_request_was_fully_sent_is_charged_all_the_same() -> None:
     metered = meter()
-    metered.begin(200)
+    metered.begin(200, PLAIN)
     metered.feed(ANSWER)
     assert metered.charge(written=False).usage == Usage(input_uncached=11, output=4)
 
 
 def test_an_answer_that_breaks_off_is_charged_an_estimate() -> None:
     metered = meter()
-    metered.begin(200)
+    metered.begin(200, PLAIN)
     metered.feed(ANSWER[:20])
     charge = metered.charge(written=True)
     assert (charge.outcome, charge.usage.input_uncached, charge.usage.estimated) == (Outcome.POST, 70, True)
@@ -62,16 +67,16 @@ def test_only_a_stream_that_we_asked_for_usage_may_become_shorter() -> None:
     stream = RequestFacts("m", stream=True, input_estimate=1, output_max=None, usage_requested=False)
     asked = meter(stream, asks_for_usage=True)
     assert not asked.may_change_length
-    asked.begin(200)
+    asked.begin(200, STREAM)
     assert asked.may_change_length
     failed = meter(stream, asks_for_usage=True)
-    failed.begin(500)
+    failed.begin(500, STREAM)
     assert not failed.may_change_length
 
 
 def test_the_last_word_of_a_stream_is_noticed() -> None:
-    metered = Meter(Anthropic(), RequestFacts("m", True, 1, None), asks_for_usage=False, max_bytes=10_000)  # noqa: FBT003
-    metered.begin(200)
+    metered = meter(path="/v1/messages")
+    metered.begin(200, STREAM)
     metered.feed(b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":3}}\n\n')
     assert not metered.is_finished
     metered.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n')
@@ -79,3 +84,52 @@ def test_the_last_word_of_a_stream_is_noticed() -> None:
     metered.feed(b"\n")
     assert metered.is_finished
     assert metered.end() == b""
+
+
+def test_what_the_provider_bills_nothing_for_costs_nothing_however_it_ends() -> None:
+    free = RequestFacts("m", stream=False, input_estimate=0, output_max=0, is_free=True)
+    for written in (True, False):
+        assert meter(free).charge(written=written).outcome is Outcome.VOID
+        answered = meter(free)
+        answered.begin(200, PLAIN)
+        assert answered.feed(ANSWER) is ANSWER
+        assert answered.charge(written=written).usage == Usage()
+
+
+def test_what_came_decides_how_it_is_read_and_not_what_was_asked_for() -> None:
+    asked = RequestFacts("m", stream=True, input_estimate=70, output_max=None)
+    metered = meter(asked)
+    metered.begin(200, PLAIN)
+    metered.feed(ANSWER)
+    assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)
+    metered = meter()
+    metered.begin(200, [("content-type", "TEXT/Event-Stream ; charset=utf-8")])
+    metered.feed(b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\n')
+    assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)
+
+
+def test_an_answer_that_is_compressed_all_the_same_is_counted_and_left_as_it_is() -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\ndata: [DONE]\n\n'
+    packed = gzip.compress(usage)
+    metered = meter(RequestFacts("m", True, 70, None, usage_requested=False), asks_for_usage=True)  # noqa: FBT003
+    metered.begin(200, [*STREAM, ("content-encoding", "gzip")])
+    assert not metered.may_change_length
+    assert [metered.feed(packed[:9]), metered.feed(packed[9:]), metered.end()] == [packed[:9], packed[9:], b""]
+    assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)
+
+
+def test_an_answer_in_an_unknown_encoding_is_charged_the_estimate() -> None:
+    metered = meter()
+    metered.begin(200, [*PLAIN, ("content-encoding", "br")])
+    assert metered.feed(b"?" * 400) == b"?" * 400
+    assert metered.charge(written=True).usage == Usage(input_uncached=70, output=100, estimated=True)
+
+
+@pytest.mark.parametrize(
+    "headers", [[], [("content-type", "text/plain")], [("content-type", "application/octet-stream")]]
+)
+def test_a_stream_that_does_not_say_that_it_is_one_is_read_as_one(headers: Headers) -> None:
+    metered = meter(RequestFacts("m", True, 70, None, usage_requested=False), asks_for_usage=True)  # noqa: FBT003
+    metered.begin(200, headers)
+    assert metered.feed(b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\n') == b""
+    assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)

@@ -1,6 +1,7 @@
 """Bodies are taken in within bounds, and refused before they are read where that is possible."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
@@ -160,3 +161,202 @@ async def test_a_client_that_leaves_while_it_sends_costs_nothing(gateway: Gatewa
     assert await gateway.events(secret) == []
     async with gateway.post(CHAT, secret, chat()) as answer:
         assert answer.status == 200
+
+
+# --- forms: only their beginning is held
+
+FORMS = "/v1/audio/transcriptions"
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "edge") -> bytes:
+    """A multipart body; the part named `file` is a file."""
+    pieces = []
+    for name, value in parts:
+        more = '; filename="a.wav"\r\nContent-Type: audio/wav' if name == "file" else ""
+        pieces.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + value)
+    return b"\r\n".join(pieces) + f"\r\n--{boundary}--\r\n".encode()
+
+
+def form_head(secret: str, length: int | None) -> str:
+    framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    kind = "content-type: multipart/form-data; boundary=edge"
+    return f"POST {FORMS} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\n{kind}\r\n{framing}\r\n\r\n"
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_form_reaches_the_provider_while_its_client_still_sends(gateway: Gateway, *, chunked: bool) -> None:
+    secret = await gateway.issue("tokens=1000000/1h")
+    body = form(("model", b"gpt-mock"), ("file", b"s" * 200_000))
+    half = len(body) // 2
+
+    def framed(piece: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
+
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, None if chunked else len(body)))
+        client.send(framed(body[:half]))
+        await until(lambda: gateway.mock.counts.receiving_bytes == half)
+        assert (await gateway.usage(secret)).open == 1
+        client.send(framed(body[half:]) + (b"0\r\n\r\n" if chunked else b""))
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"connection: keep-alive" in head
+    assert gateway.mock.counts.last.body_sha256 == hashlib.sha256(body).hexdigest()
+    assert "transfer-encoding" in gateway.mock.counts.last.headers if chunked else True
+    (event,) = await gateway.events(secret)
+    counted = gateway.mock.counts.total
+    assert (event.usage.input_total, event.usage.output) == (counted.input_tokens, counted.output_tokens)
+
+
+async def test_a_form_may_name_its_model_after_its_file(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    body = form(("file", b"s" * 100_000), ("model", b"gpt-mock"), ("language", b"en"))
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, len(body)).encode() + body)
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    assert gateway.mock.counts.last.body_sha256 == hashlib.sha256(body).hexdigest()
+
+
+async def test_another_name_of_a_model_stands_in_the_form_too(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    body = form(("model", b"renamed"), ("file", b"s" * 100_000))
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, len(body)).encode() + body)
+        assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    sent = body.replace(b"renamed", b"gpt-real")
+    assert gateway.mock.counts.last.body_sha256 == hashlib.sha256(sent).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (form(("file", b"s" * 1000)), 400),
+        (form(("model", b""), ("file", b"s")), 400),
+        (form(("model", b"gpt-mock"), ("file", b"s"), ("model", b"gpt-dear")), 400),
+        (form(("model", b"nobody-serves"), ("file", b"s")), 404),
+        (form(("model", b"gpt-mock"), ("file", b"s" * 1000)).removesuffix(b"--edge--\r\n"), 400),
+        (form(("model", b"gpt-mock"), ("file", b"s" * 500_000)).removesuffix(b"--edge--\r\n"), 400),
+        (b"not a form", 400),
+        (b"", 400),
+    ],
+)
+async def test_a_form_that_cannot_be_charged_is_not_sent(gateway: Gateway, body: bytes, status: int) -> None:
+    secret = await gateway.issue()
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, len(body)).encode() + body)
+        head, answer = await client.answer()
+    assert head.startswith(b"HTTP/1.1 %d" % status)
+    assert "error" in json.loads(answer)
+    assert gateway.mock.counts.total.completed == 0
+
+
+async def test_a_second_model_that_comes_later_ends_the_request_before_the_provider_has_all_of_it(
+    gateway: Gateway,
+) -> None:
+    secret = await gateway.issue("tokens=1000000/1h")
+    body = form(("model", b"gpt-mock"), ("file", b"s" * 100_000), ("model", b"gpt-dear"))
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, len(body)).encode() + body[:50_000])
+        await until(lambda: gateway.mock.counts.receiving_bytes > 40_000)
+        client.send(body[50_000:])
+        head, _ = await client.answer()
+    assert head.startswith(b"HTTP/1.1 400")
+    await until(lambda: gateway.mock.counts.open == 0)
+    assert gateway.mock.counts.total.started == 0
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_form_with_a_wrong_type_is_refused(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(FORMS, secret, {"model": "gpt-mock"}) as answer:
+        assert answer.status == 400
+
+
+async def test_a_form_that_grows_beyond_the_bound_is_ended(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"max_body_bytes": 50_000})
+    secret = await gateway.issue("tokens=1000000/1h")
+    body = form(("model", b"gpt-mock"), ("file", b"s" * 100_000))
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, None))
+        for at in range(0, len(body), 10_000):
+            piece = body[at : at + 10_000]
+            client.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+        head, _ = await client.answer()
+    assert head.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in head
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_form_whose_rest_does_not_come_is_given_up(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"body_timeout_ms": 300})
+    secret = await gateway.issue("tokens=1000000/1h")
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, 100_000).encode() + form(("model", b"gpt-mock"), ("file", b"s" * 500)))
+        head, _ = await client.answer()
+    assert head.startswith(b"HTTP/1.1 408")
+    usage = await gateway.usage(secret)
+    assert (usage.open, usage.windows[0].used) == (0, 0)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_form_is_charged_the_request_only(gateway: Gateway) -> None:
+    secret = await gateway.issue("tokens=1000000/1h", "requests=10/1h")
+    async with Client(gateway.url) as client:
+        client.send(form_head(secret, 100_000).encode() + form(("model", b"gpt-mock"), ("file", b"s" * 500)))
+        await until(lambda: gateway.mock.counts.receiving_bytes > 0)
+    await until(lambda: gateway.mock.counts.open == 0)
+    (event,) = await gateway.events(secret)
+    assert (event.status, event.usage.input_total, event.usage.output) == (499, 0, 0)
+    usage = await gateway.usage(secret)
+    assert (usage.open, [window.used for window in usage.windows]) == (0, [0, 1])
+
+
+async def test_a_provider_that_refuses_before_it_has_the_form_is_heard(start_gateway: StartGateway) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge")
+        await writer.drain()
+        await asyncio.sleep(0.3)
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        secret = await gateway.issue("tokens=1000000/1h")
+        async with Client(gateway.url) as client:
+            client.send(form_head(secret, 100_000).encode() + form(("model", b"gpt-mock"), ("file", b"s" * 500)))
+            head, body = await client.answer()
+    assert (head.split()[1], body) == (b"413", b"large")
+    assert b"connection: close" in head
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_provider_that_reads_slowly_slows_down_the_client(start_gateway: StartGateway) -> None:
+    may_read = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await may_read.wait()
+        while await reader.read(2**20):
+            pass
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url, bounds={"max_body_bytes": 200 * 2**20, "max_buffered_bytes": 2**20})
+        secret = await gateway.issue()
+        async with Client(gateway.url) as client:
+            size = 100 * 2**20
+            head = form_head(secret, size + 1000)
+            client.send(head.encode() + form(("model", b"gpt-mock"), ("file", b""))[:-12])
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while sent < size:
+                        client.send(b"s" * 2**16)
+                        await client.writer.drain()
+                        sent += 2**16
+            assert sent < 30 * 2**20
+            may_read.set()
