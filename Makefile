@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NO_PACKAGES = { echo "edgeproxy: the packages could not be installed; is the network reachable?" >&2; exit 1; }
 
-.PHONY: demo test lint clean
+.PHONY: demo test compat lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo  ## try it out: everything started, a key, and lines to paste
@@ -14,13 +14,17 @@ demo: .venv/installed-demo  ## try it out: everything started, a key, and lines 
 test: lint  ## all checks and all tests
 	.venv/bin/python -m pytest
 
+compat: .venv/installed-test  ## the command-line tools of the providers against the gateway; takes Node 20 and 750 MB
+	@cd tests/compat && npm ci --prefer-offline || $(NO_PACKAGES)
+	EDGEPROXY_TEST_COMPAT=1 .venv/bin/python -m pytest tests/compat
+
 lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 clean:  ## removes what was made here, but no data directory: that holds keys and counts
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist tests/compat/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find edgeproxy tests loadtests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed-demo: .venv/made pyproject.toml constraints.txt
