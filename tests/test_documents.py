@@ -2,13 +2,19 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
 from edgeproxy import config
 from edgeproxy.__main__ import cli
+from edgeproxy.domain.features import Feature
+from edgeproxy.domain.usage import Usage
+from edgeproxy.providers import anthropic, gemini, openai
+from edgeproxy.providers.headers import ANSWER_HEADERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("loadtests/*.md")])
@@ -59,3 +65,27 @@ def test_the_stages_that_are_told_of_are_the_files_that_there_are() -> None:
     told = set(re.findall(r"^\*\*([a-z]+)\.\*\*", text, re.MULTILINE))
     files = {path.stem for path in (ROOT / "edgeproxy" / "gateway").glob("*.py")} - {"__init__", "handler"}
     assert told == files
+
+
+PROVIDERS = (ROOT / "docs" / "providers.md").read_text()
+
+
+def test_the_operations_that_are_told_of_are_those_that_are_served() -> None:
+    told = set(re.findall(r"`POST (/v1/[^`]+)`", PROVIDERS))
+    assert told == {*openai._ENDPOINTS, *anthropic._ENDPOINTS}
+    told = set(re.findall(r"`[^`]*:([a-zA-Z]+)`", PROVIDERS.partition("## One form")[0]))
+    assert told == set(gemini._METHODS)
+
+
+def test_every_feature_that_can_be_allowed_and_every_field_of_usage_is_told_of() -> None:
+    rows = set(re.findall(r"^\| `([a-z_]+)` \|", PROVIDERS.partition("## What is refused")[2], re.MULTILINE))
+    assert rows == set(Feature)
+    told = set(re.findall(r"`([a-z0-9_]+)`", PROVIDERS.partition("## One form")[2].partition("Limits count")[0]))
+    assert {field.name for field in fields(Usage)} <= told
+
+
+@pytest.mark.parametrize("dialect", [openai, anthropic, gemini])
+def test_every_header_that_may_pass_is_told_of(dialect: ModuleType) -> None:
+    table = PROVIDERS.partition("## Keys, headers, query")[2]
+    for name in dialect._CLIENT_HEADERS | dialect._ANSWER_HEADERS | ANSWER_HEADERS:
+        assert f"`{name}`" in table, name
