@@ -177,12 +177,14 @@ def read_usage(value: object) -> Usage | None:
     details = value.get("prompt_tokens_details")
     cache_read = min(max(count(details, "cached_tokens"), count(value, "prompt_cache_hit_tokens")), prompt)
     cache_write = min(count(details, "cache_write_tokens"), prompt - cache_read)
+    kept = details.get("cache_write_tokens_details") if isinstance(details, dict) else None
     return Usage(
         input_uncached=prompt - cache_read - cache_write,
         cache_read=cache_read,
         cache_write=cache_write,
         output=output,
         reasoning=min(count(value.get("completion_tokens_details"), "reasoning_tokens"), output),
+        cache_write_1h=min(count(kept, "ttl_12h_tokens"), cache_write),
         cost_nanos=read_cost(value),
     )
 

@@ -318,6 +318,16 @@ def test_usage_is_asked_for_beside_what_the_client_asked(options, sent):
             {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 9}},
             Usage(0, cache_read=6, cache_write=4),
         ),
+        *(
+            (
+                {
+                    "prompt_tokens": 10,
+                    "prompt_tokens_details": {"cache_write_tokens": 9, "cache_write_tokens_details": kept},
+                },
+                Usage(1, cache_write=9, cache_write_1h=hours),
+            )
+            for kept, hours in (({"ttl_30m_tokens": 2, "ttl_12h_tokens": 7}, 7), ({"ttl_12h_tokens": 99}, 9), ([], 0))
+        ),
         ({"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}, Usage(5, cache_read=4)),
         (
             {"prompt_tokens": 1, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 8}},
