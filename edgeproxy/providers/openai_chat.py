@@ -29,7 +29,8 @@ from edgeproxy.providers.fields import (
 )
 from edgeproxy.providers.readers import EventReader, ObjectReader
 
-_MEMBERS = ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of", "prompt")
+_MEMBERS = ("model", "stream", "stream_options", "max_tokens", "n")
+_TEXT = b'"content":"'
 _NANOS_PER_USD = 10**9
 _MAX_USD = 1_000_000  # what claims to cost more is no price of one answer
 _TICKS_PER_NANO = 10  # xAI reports its charge in 1e-10 USD
@@ -60,7 +61,7 @@ class ChatCompletions(_Chat):
 
     def read_request(self, incoming: Incoming) -> RequestFacts:
         """Return the facts of a request."""
-        value = read_object(incoming.body, _MEMBERS)
+        value = read_object(incoming.body, (*_MEMBERS, "max_completion_tokens"))
         list_member(value, "messages")
         declared = count_member(value, "max_completion_tokens")
         if declared is None:
@@ -75,7 +76,7 @@ class Completions(_Chat):
 
     def read_request(self, incoming: Incoming) -> RequestFacts:
         """Return the facts of a request."""
-        value = read_object(incoming.body, _MEMBERS)
+        value = read_object(incoming.body, (*_MEMBERS, "best_of", "prompt"))
         prompt = value.get("prompt")
         # A list of numbers is one prompt, in tokens.
         several = isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt)
@@ -123,6 +124,11 @@ class StreamReader(EventReader):
     def end(self) -> bytes:
         """Return the event that was held back, if any: some servers do not end their last one."""
         return self._without_usage_chunk(self._splitter.tail) if self._drop else super().end()
+
+    def carries_output(self, event: bytes) -> bool:
+        """Whether an event carries text, in the form that nearly all have, or in another."""
+        at = event.find(_TEXT)
+        return (at >= 0 and not event.startswith(b'"', at + len(_TEXT))) or super().carries_output(event)
 
     def matters(self, event: bytes) -> bool:
         """Whether an event has usage, an error, or ends the stream."""

@@ -120,7 +120,7 @@ class EventReader:
 
     def note(self, event: bytes) -> None:
         """Take note of one event."""
-        if self.output.search(event) is not None:
+        if self.carries_output(event):
             self._deltas += 1
             # Log probabilities are many times as long as the token that they are about.
             self._delta_bytes += self.framing if _LOGPROBS.search(event) is not None else len(event)
@@ -128,6 +128,10 @@ class EventReader:
             value = load(sse.data(event))
             if value is not None:
                 self.read(value)
+
+    def carries_output(self, event: bytes) -> bool:
+        """Whether an event carries some of the answer."""
+        return self.output.search(event) is not None
 
     def matters(self, event: bytes) -> bool:
         """Whether an event has to be parsed: few have. Most say that there is no usage yet."""
