@@ -64,17 +64,21 @@ class Target:
 
 
 class Upstreams:
-    """All targets, in the order of the configuration, and the connections to their providers."""
+    """All targets, in the order of the configuration, and the connections to their providers.
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    Where a provider is what it was `before`, its connections are, too.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], before: "Upstreams | None" = None) -> None:
         providers = {provider.name: provider for provider in settings.provider}
         used = {model.provider: model for model in settings.model}
-        self._pools = {name: Pool(providers[name]) for name in used}
+        known = {} if before is None else {pool.provider: pool for pool in before.pools.values()}
+        self.pools: dict[str, Pool] = {name: known.get(providers[name]) or Pool(providers[name]) for name in used}
         secrets = {name: provider_secret(providers[name], environ) for name in used}
 
         def target(model: Model) -> Target:
             provider = providers[model.provider]
-            pool, secret = self._pools[provider.name], secrets[provider.name]
+            pool, secret = self.pools[provider.name], secrets[provider.name]
             return Target(model, provider, secret, pool, allowed_features(provider))
 
         self._targets = tuple(target(model) for model in settings.model)
@@ -114,12 +118,14 @@ class Upstreams:
                     seen.add(name)
                     yield ListedModel(name, target.provider.name, target.model.max_output_tokens)
 
-    def close(self) -> None:
-        """Close idle connections."""
-        for pool in self._pools.values():
-            pool.close()
+    def close(self, successor: "Upstreams | None" = None) -> None:
+        """Close idle connections, except those of a successor; the others are closed once they are idle for long."""
+        kept = () if successor is None else successor.pools.values()
+        for pool in self.pools.values():
+            if pool not in kept:
+                pool.close()
 
 
 def _refusal(feature: Feature) -> GatewayError:
-    remedy = f"so this gateway does not serve them. The administrator can allow '{feature}' for a provider."
-    return GatewayError(CANNOT_BE_METERED, f"{feature.reason}, {remedy}")
+    remedy = f"The administrator can allow '{feature}' for a provider."
+    return GatewayError(CANNOT_BE_METERED, f"{feature.reason}, so this request is refused. {remedy}")
