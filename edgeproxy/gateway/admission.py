@@ -45,13 +45,13 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks to be admitted for: a model and an estimate; its reservation's lease ends by itself.
+    """What a request asks to be admitted for: models and an estimate; its reservation's lease ends by itself.
 
     `guesses_output` says that the request declares no maximum, so that its output tokens are a guess of ours.
     """
 
     request_id: str
-    model: str
+    models: tuple[str, ...]
     amounts: Amounts
     lease_ms: int
     guesses_output: bool
@@ -98,7 +98,7 @@ async def admit(wish: Wish, key: KnownKey, hot: HotState, authentication: Authen
     Raises GatewayError (401, 403, 429), or StoreUnavailable when nothing can be decided.
     """
     for _ in range(_TRIES):
-        if not key.record.allows(wish.model):
+        if not all(map(key.record.allows, wish.models)):
             raise GatewayError(MODEL_NOT_ALLOWED)
         reply = await hot.reserve(key.record.partition, wish.request_id, key.scope, wish.amounts, wish.lease_ms)
         if reply.status in (ReserveStatus.STALE, ReserveStatus.UNPUBLISHED):

@@ -69,18 +69,23 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()  # those that are being opened, too
 
-    async def acquire(self) -> "Connection":
+    async def acquire(self, *, for_upload: bool = False) -> "Connection":
         """Return a connection that is the caller's until its answer has ended.
 
-        Raises GatewayError: UPSTREAM_BUSY, UPSTREAM_UNREACHABLE or UPSTREAM_TIMEOUT; nothing was sent then.
+        Uploads hold one for as long as their clients take, so they get at most half of them. Raises GatewayError:
+        UPSTREAM_BUSY, UPSTREAM_UNREACHABLE or UPSTREAM_TIMEOUT; nothing was sent then.
         """
+        if for_upload and sum(each.is_uploading for each in self._open) * 2 >= self.provider.max_connections:
+            raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
         while self._idle:
             connection = self._idle.pop()
             if connection.leave_pool():
+                connection.is_uploading = for_upload
                 return connection
         if len(self._open) >= self.provider.max_connections:
             raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
         connection = Connection(self, asyncio.get_running_loop())
+        connection.is_uploading = for_upload
         self._open.add(connection)
         try:
             await self._connect(connection)
@@ -131,7 +136,9 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._has_left = False
         self._is_sending = False  # more of the request is to come
+        self.is_uploading = False  # it is taken for a request whose end its client has not sent yet
         self._room: asyncio.Future[None] | None = None  # somebody waits until what was written has been sent
+        self._blocked_at: float | None = None  # since when
         self._status = 0  # 0 until the head of the final answer is here
         self._headers: Headers = []
         self._head_bytes = 0
@@ -170,17 +177,19 @@ class Connection(asyncio.Protocol):
         self._transport.write(piece)
         if self._transport.get_write_buffer_size():
             self._room = self._loop.create_future()
+            self._blocked_at = self._loop.time()
+            self._arm_anew()
             await self._room
+            self._blocked_at = None
 
     def send_end(self, last: bytes) -> None:
         """Send the last bytes of a request, which may be none."""
         if self._transport is None or self._transport.is_closing():
             return
-        self._is_sending = False
+        self._is_sending = self.is_uploading = False
         self._sent_at = self._loop.time()  # the provider can answer only now
-        if not self._status and self._timer is not None:
-            self._timer.cancel()
-            self._arm()
+        if not self._status:
+            self._arm_anew()
         self._transport.write(last)
         if self._transport.get_write_buffer_size() == 0:
             self.resume_writing()
@@ -239,6 +248,11 @@ class Connection(asyncio.Protocol):
 
     # --- time limits: one timer, set to the earliest moment at which one of them can be exceeded
 
+    def _arm_anew(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm()
+
     def _arm(self) -> None:
         self._timer = self._loop.call_at(self._deadline(), self._check_time)
 
@@ -246,7 +260,9 @@ class Connection(asyncio.Protocol):
         provider = self._pool.provider
         total_at = self._sent_at + provider.total_timeout_ms / 1000
         if self._is_sending and not self._status:
-            return total_at
+            # While the client is slow, only the whole is bounded here; a provider that takes nothing is silent.
+            silent_at = total_at if self._blocked_at is None else self._blocked_at + provider.silence_timeout_ms / 1000
+            return min(total_at, silent_at)
         if not self._status:
             return min(total_at, self._sent_at + provider.first_byte_timeout_ms / 1000)
         # A paused connection is silent because we do not listen.

@@ -14,10 +14,12 @@ from aiohttp import web
 from edgeproxy import tasks
 from edgeproxy.errors import UPSTREAM_CREDENTIALS, GatewayError
 from edgeproxy.gateway.connections import Connection
+from edgeproxy.gateway.metering import Meter
 from edgeproxy.gateway.receiving import Body, ClientGoneError, Upload
 from edgeproxy.gateway.server import ClientConnection, encode_head
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation
 from edgeproxy.providers.base import Headers
+from edgeproxy.providers.encoding import decoded, encoding_of
 
 _CREDENTIAL_STATUSES = (401, 402, 403)  # these are about the operator's account at the provider, not about the client
 _DOUBTFUL_STATUS = 400  # some providers answer so to a wrong secret; the body tells
@@ -56,7 +58,7 @@ async def forward(
 
 async def _send_rest(connection: Connection, upload: Upload, relay: "Relay") -> None:
     """Hand on the rest of a request until all has left or the answer is over. Raises as `forward` does."""
-    sending = tasks.spawn("upload", _pump(connection, upload), is_awaited=True)
+    sending = tasks.spawn("upload", _pump(connection, upload, relay.meter), is_awaited=True)
     try:
         await asyncio.wait((sending, relay.over), return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
@@ -67,9 +69,13 @@ async def _send_rest(connection: Connection, upload: Upload, relay: "Relay") -> 
         sending.cancel()
 
 
-async def _pump(connection: Connection, upload: Upload) -> None:
+async def _pump(connection: Connection, upload: Upload, meter: Meter) -> None:
+    loop = asyncio.get_running_loop()
     while piece := await upload.next_piece():  # ends: the length of a body is bounded
+        meter.received = None if meter.received is None else upload.body.received
+        began = loop.time()
         await connection.send_more(piece)
+        upload.waited(loop.time() - began)
     connection.send_end(b"0\r\n\r\n" if upload.is_chunked else b"")
 
 
@@ -88,11 +94,12 @@ class Relay:
         self._held = held
         self._connection = connection
         self._reservation = reservation
-        self._meter = reservation.ticket.meter
+        self.meter = reservation.ticket.meter
         self._provider = reservation.ticket.target.provider
         self._headers = headers  # of ours, for the answer
         self._request_id = reservation.ticket.admission.request_id
         self._outbox: list[bytes] = []
+        self._encoding = ""
         self._doubtful: list[bytes] | None = None  # the body of a 400, until it is known to be the client's
         self._is_chunked = False
         self._client_left = False
@@ -111,23 +118,24 @@ class Relay:
     def answer_began(self, status: int, headers: Headers) -> None:
         """Write the head, with what of the provider's headers a client may see."""
         self.first_byte_at = time.monotonic()
-        self._meter.begin(status, headers)
+        self.meter.begin(status, headers)
         if status in _CREDENTIAL_STATUSES:
             self._refuse_credentials()
             return
         if status == _DOUBTFUL_STATUS:
             self._doubtful = []
+            self._encoding = encoding_of(dict(headers).get("content-encoding", ""))
         if not self._request.content.is_eof():  # what of the request was not read cannot be told from the next one
             self.keep_alive = False
         self.status = status
-        passed = self._meter.dialect.incoming_headers(status, headers, self._request_id) + self._headers
+        passed = self.meter.dialect.incoming_headers(status, headers, self._request_id) + self._headers
         self._outbox.append(encode_head(status, passed + self._framing(status, headers), keep_alive=self.keep_alive))
 
     def answer_continued(self, chunk: bytes) -> None:
         """Meter a piece, and put it in line."""
         if self._doubtful is not None:
             self._doubtful.append(chunk)
-        self._put(self._meter.feed(chunk))
+        self._put(self.meter.feed(chunk))
 
     def answer_paused(self) -> None:
         """Write what is in line, unless it may turn out not to be for the client."""
@@ -135,17 +143,17 @@ class Relay:
             if sum(map(len, self._doubtful)) <= _MAX_DOUBTFUL_BYTES:
                 return
             self._doubtful = None
-        if self._meter.is_finished:  # the client may take this for the end: it has to be counted before
+        if self.meter.is_finished:  # the client may take this for the end: it has to be counted before
             self._reservation.resolve(self.status)
         self._write()
 
     def answer_ended(self) -> None:
         """Settle, then write the last bytes."""
-        if self._doubtful is not None and self._meter.dialect.is_credentials_error(b"".join(self._doubtful)):
+        if self._doubtful is not None and self._is_about_credentials(b"".join(self._doubtful)):
             self._take_back()
             self._refuse_credentials()
             return
-        self._put(self._meter.end())
+        self._put(self.meter.end())
         if self._is_chunked:
             self._outbox.append(b"0\r\n\r\n")
         self._reservation.resolve(CLIENT_GONE if self._client_left and not self.status else self.status)
@@ -201,6 +209,9 @@ class Relay:
 
     # --- inside
 
+    def _is_about_credentials(self, body: bytes) -> bool:
+        return self.meter.dialect.is_credentials_error(decoded(body, self._encoding, _MAX_DOUBTFUL_BYTES))
+
     def _take_back(self) -> None:
         """Nothing has been written yet: what was in line is dropped."""
         self.status = 0
@@ -216,7 +227,7 @@ class Relay:
         length = next((value for name, value in headers if name == "content-length"), None)
         if status in _BODILESS_STATUSES:
             return []
-        if length is not None and not self._meter.may_change_length:
+        if length is not None and not self.meter.may_change_length:
             return [("content-length", length)]
         if self._request.version >= (1, 1):
             self._is_chunked = True

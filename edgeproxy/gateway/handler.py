@@ -124,7 +124,8 @@ class Handler:
         await self._bodies.read(request, held, is_enough)
         if request.content.at_eof():
             form.end()
-        size = request.content_length or len(held.content)
+        # A form that does not say how long it is may be as long as any: what it is charged follows what comes.
+        size = request.content_length or self._settings.bounds.max_body_bytes
         return Incoming(request.method, held.content, size, form.model, form.model_span), form
 
     async def _admit(self, arrival: Arrival, route: Route, key: KnownKey, incoming: Incoming, held: Body) -> Ticket:
@@ -139,8 +140,16 @@ class Handler:
         model = target.model.upstream_model or facts.model
         held.content = route.endpoint.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
         amounts = estimate(facts, target.model, bounds.reserve_output_tokens)
-        lease_ms = target.provider.total_timeout_ms + target.provider.drain_ms + _LEASE_MARGIN_MS
-        wish = Wish(arrival.request_id, facts.model, amounts, lease_ms, guesses_output=facts.output_max is None)
+        # An upload has its time limit before the provider's begin.
+        lease_ms = bounds.body_timeout_ms + target.provider.total_timeout_ms + target.provider.drain_ms
+        models = (facts.model, *facts.other_models)
+        wish = Wish(
+            arrival.request_id,
+            models,
+            amounts,
+            lease_ms + _LEASE_MARGIN_MS,
+            guesses_output=facts.output_max is None,
+        )
         try:
             admission = await admit(wish, key, self._hot, self._authentication)
         except StoreUnavailable as away:
@@ -157,11 +166,13 @@ class Handler:
         target = reservation.ticket.target
         request = arrival.request
         upload, length = self._rest(request, held, form)
+        if form is not None and request.content_length is None:
+            reservation.ticket.meter.received = held.received
         head = target.encode(request.method, route, arrival.query, request.headers, length)
         headers = route.dialect.limit_headers(reservation.ticket.admission.levels, self._hot.now_ms())
         name = target.provider.name
         try:
-            connection = await target.pool.acquire()
+            connection = await target.pool.acquire(for_upload=upload is not None)
             relay = Relay(request, connection, reservation, headers, held)
             reservation.sent_on(connection)
             self._metrics.overhead_seconds.observe(time.monotonic() - arrival.at)
@@ -180,8 +191,13 @@ class Handler:
         return Written(keep_alive=relay.keep_alive)
 
     def _rest(self, request: web.BaseRequest, held: Body, form: FormScanner | None) -> tuple[Upload | None, int | None]:
-        """Return what of the body is still to come, None if nothing is; and how long the whole is, as it is sent."""
+        """Return what of the body is still to come, None if nothing is; and how long the whole is, as it is sent.
+
+        Raises GatewayError when it is a form that was cut short.
+        """
         if request.content.at_eof():
+            if form is not None:
+                form.end()
             return None, len(held.content)
         declared = request.content_length
         upload = Upload(self._bodies, request, held, form, is_chunked=declared is None)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import Usage
 from edgeproxy.gateway.routes import Route
-from edgeproxy.providers.base import Headers, RequestFacts, UsageReader
-from edgeproxy.providers.encoding import ENCODINGS, DecodingReader
+from edgeproxy.providers.base import Headers, Incoming, RequestFacts, UsageReader
+from edgeproxy.providers.encoding import DecodingReader, encoding_of
 from edgeproxy.providers.readers import ObjectReader
 
 _NOTHING = Usage()
@@ -50,6 +50,7 @@ class Meter:
         self._reader: UsageReader | None = None
         self._status = 0
         self.may_change_length = False  # whether `feed` can return less than it got
+        self.received: int | None = None  # bytes of a request whose size was not known when it was estimated
 
     @property
     def is_finished(self) -> bool:
@@ -62,19 +63,18 @@ class Meter:
         if not 200 <= status < 300 or self._facts.is_free:
             return
         named = dict(headers)
-        encoding = named.get("content-encoding", "identity").strip().lower()
+        encoding = encoding_of(named.get("content-encoding", ""))
         content_type = named.get("content-type", "").partition(";")[0].strip().lower()
         if self._facts.stream and content_type != _JSON:
             content_type = _EVENTS  # a server that does not say so streams all the same
-        is_plain = encoding in ("identity", "")
-        if not is_plain and encoding not in ENCODINGS:
+        if encoding == "unknown":
             self._reader = ObjectReader(0, _tells_nothing, self._facts.output_max)  # its size is all that is known
             return
-        self.may_change_length = self._asks_for_usage and is_plain
+        self.may_change_length = self._asks_for_usage and not encoding
         self._reader = self._endpoint.reader(
             self._facts, content_type, ask_for_usage=self.may_change_length, max_bytes=self._max_bytes
         )
-        if not is_plain:
+        if encoding:
             self._reader = DecodingReader(self._reader)
 
     def feed(self, chunk: bytes) -> bytes:
@@ -88,7 +88,12 @@ class Meter:
     def charge(self, *, written: bool) -> Charge:
         """Return what is charged, were the answer over now. `written`: whether the whole request had left."""
         if self._reader is not None:
-            return Charge(Outcome.POST, self._reader.usage(self._facts.input_estimate))
+            return Charge(Outcome.POST, self._reader.usage(self._input_estimate()))
         if self._status or not written or self._facts.is_free:
             return Charge(Outcome.VOID, _NOTHING)
-        return Charge(Outcome.POST, Usage(input_uncached=self._facts.input_estimate, estimated=True))
+        return Charge(Outcome.POST, Usage(input_uncached=self._input_estimate(), estimated=True))
+
+    def _input_estimate(self) -> int:
+        if self.received is None:
+            return self._facts.input_estimate
+        return self._endpoint.read_request(Incoming("POST", b"", self.received)).input_estimate

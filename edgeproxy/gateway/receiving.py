@@ -136,14 +136,23 @@ class Upload:
     is_chunked: bool  # its length is not known beforehand
 
     async def next_piece(self) -> bytes:
-        """Return what to send next, framed for HTTP; b"" when nothing is left. Raises as `Bodies.read` does."""
+        """Return what to send next, framed for HTTP; b"" when nothing is left. Raises as `Bodies.read` does.
+
+        The last piece of a form is given out only when the form has been found to be whole: with it, the provider has
+        all of the request.
+        """
         chunk = await self.bodies.next_chunk(self.request, self.body)
         if self.form is not None and chunk:
             self.form.feed(chunk)
-        elif self.form is not None:
+        if self.form is not None and self.request.content.at_eof():
             self.form.end()
         return self.framed(chunk)
 
     def framed(self, chunk: bytes) -> bytes:
         """Return a chunk as it is sent."""
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.is_chunked and chunk else chunk
+
+    def waited(self, seconds: float) -> None:
+        """The provider did not take more for so long: no fault of the client's."""
+        if self.body.deadline is not None:
+            self.body.deadline += seconds

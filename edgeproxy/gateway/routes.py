@@ -13,6 +13,7 @@ from edgeproxy.providers.base import AllowedQuery, Call, Dialect, Endpoint
 from edgeproxy.providers.registry import DIALECTS
 
 _MAX_PARAMETERS = 100
+_SEPARATORS = frozenset(";#")
 _GEMINI_PREFIXES = ("/v1beta/", "/upload/")
 
 
@@ -61,7 +62,8 @@ class Query:
         for piece in self.raw.split("&") if self.raw else []:
             name, _, value = map(unquote_plus, piece.partition("="))
             values = allowed.get(name)
-            if name in allowed and (values is None or value in values):
+            is_plain = not _SEPARATORS.intersection(piece)  # to some parsers another parameter begins there
+            if name in allowed and is_plain and (values is None or value in values):
                 kept.append(piece)
         return "&".join(kept)
 

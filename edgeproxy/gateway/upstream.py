@@ -94,11 +94,19 @@ class Upstreams:
         matching = [target for target in self._targets if fnmatchcase(facts.model, target.model.match)]
         for target in matching:
             if target.provider.dialect == route.dialect.name:
+                self._check_others(target, facts)
                 return target
         if matching:
             path = DIALECTS[matching[0].provider.dialect].example_path
             raise GatewayError(WRONG_PATH, f"This model is served on another path: send the request to {path}.")
         raise GatewayError(MODEL_NOT_FOUND)
+
+    def _check_others(self, target: Target, facts: RequestFacts) -> None:
+        """Refuse a request that lets the provider use models which are not configured there. Raises GatewayError."""
+        patterns = [each.model.match for each in self._targets if each.provider.name == target.provider.name]
+        for name in facts.other_models:
+            if name != "default" and not any(fnmatchcase(name, pattern) for pattern in patterns):
+                raise GatewayError(MODEL_NOT_FOUND)
 
     def _allowing(self, dialect: Dialect, feature: Feature) -> Target:
         for target in self._targets:

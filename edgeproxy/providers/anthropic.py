@@ -34,6 +34,7 @@ from edgeproxy.providers.fields import (
     estimate_input_tokens,
     flag_member,
     list_member,
+    names_in,
     read_object,
     text_member,
 )
@@ -79,6 +80,7 @@ class Messages(Endpoint):
             output_max=_output_max(value),
             features=(Feature.STORED_CONTEXT,) if value.get("thread") is not None else (),
             long_cache=_LONG_CACHE.search(incoming.body) is not None,
+            other_models=_other_models(value),
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -86,6 +88,16 @@ class Messages(Endpoint):
         if content_type == "text/event-stream":
             return StreamReader(max_bytes, long_cache=facts.long_cache)
         return ObjectReader(max_bytes, partial(read_answer, long_cache=facts.long_cache), facts.output_max)
+
+
+def _other_models(value: dict[str, object]) -> tuple[str, ...]:
+    """Return the models that may answer in place of the requested one, or advise it.
+
+    `"default"` stands for fallbacks that the provider chooses: a key that is limited to models needs it among them.
+    """
+    fallbacks = value.get("fallbacks")
+    chosen = (fallbacks,) if isinstance(fallbacks, str) else names_in(fallbacks, "model")
+    return (*chosen, *names_in(value.get("tools"), "model"))
 
 
 def _output_max(value: dict[str, object]) -> int | None:

@@ -54,7 +54,7 @@ class RequestFacts:
     `input_estimate` and `output_max` are tokens; `output_max` None means that the request declares no maximum.
     `usage_requested` says that a stream brings its usage without being asked by us; `stream_options` is where a client
     asks for it. `is_free` says that the provider bills nothing for it. `features` are what hides its bill. `long_cache`
-    says that it asks for a cache of an hour.
+    says that it asks for a cache of an hour. `other_models` are those that it lets the provider use beside `model`.
     """
 
     model: str
@@ -67,6 +67,7 @@ class RequestFacts:
     features: tuple[Feature, ...] = ()
     long_cache: bool = False
     model_span: tuple[int, int] | None = None
+    other_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

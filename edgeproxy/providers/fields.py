@@ -105,4 +105,19 @@ def is_count(value: object) -> TypeGuard[int]:
 def count(value: object, name: str) -> int:
     """Return a count that a provider reported in member `name`; 0 for anything that is not one."""
     number = value.get(name) if isinstance(value, dict) else None
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     return number if is_count(number) else 0
+
+
+def has_count(value: dict[str, object], name: str) -> bool:
+    """Whether a provider reported a count in member `name`, be it 0."""
+    return count(value, name) > 0 or value.get(name) == 0
+
+
+def names_in(rows: object, member: str = "") -> tuple[str, ...]:
+    """Return the models that a list of a request names: its strings, or those in `member` of its objects."""
+    found = rows if isinstance(rows, list) else []
+    if member:
+        found = [row.get(member) for row in found if isinstance(row, dict)]
+    return tuple(name for name in found if isinstance(name, str) and name)

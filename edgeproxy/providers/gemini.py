@@ -23,7 +23,12 @@ from edgeproxy.providers.unmetered import IDS, Paths, Row
 _CLIENT_HEADERS = frozenset({"x-server-timeout"})
 _ANSWER_HEADERS = frozenset({"x-gemini-service-tier"})
 
-_QUERY: AllowedQuery = {"alt": frozenset({"json", "sse"}), "prettyPrint": None, "pageSize": None, "pageToken": None}
+_QUERY: AllowedQuery = {
+    "alt": frozenset({"json", "sse"}),
+    "prettyPrint": frozenset({"true", "false", "1", "0"}),
+    "pageSize": None,
+    "pageToken": None,
+}
 
 _METHODS: dict[str, Endpoint] = {
     "generateContent": GenerateContent("generate content", stream=False),

@@ -12,6 +12,7 @@ from decimal import ROUND_CEILING, Decimal
 
 import orjson
 
+from edgeproxy.domain.features import Feature
 from edgeproxy.domain.usage import Usage, is_model_name
 from edgeproxy.errors import INVALID_FIELD, GatewayError
 from edgeproxy.providers import sse
@@ -22,14 +23,16 @@ from edgeproxy.providers.fields import (
     count_member,
     estimate_input_tokens,
     flag_member,
+    has_count,
     is_count,
     list_member,
+    names_in,
     read_object,
     text_member,
 )
 from edgeproxy.providers.readers import EventReader, ObjectReader
 
-_MEMBERS = ("model", "stream", "stream_options", "max_tokens", "n")
+_MEMBERS = ("model", "models", "stream", "stream_options", "max_tokens", "n", "deferred")
 _TEXT = b'"content":"'
 _NANOS_PER_USD = 10**9
 _MAX_USD = 1_000_000  # what claims to cost more is no price of one answer
@@ -96,6 +99,9 @@ def _facts(value: dict[str, object], incoming: Incoming, declared: int | None, a
         output_max=None if declared is None else declared * answers,
         usage_requested=options is not None and options.get("include_usage") is True,
         stream_options=options,
+        # xAI answers such a request at once, and is asked for its outcome afterwards.
+        features=(Feature.BACKGROUND,) if flag_member(value, "deferred") else (),
+        other_models=names_in(value.get("models")),  # OpenRouter tries them in turn
     )
 
 
@@ -124,6 +130,12 @@ class StreamReader(EventReader):
     def end(self) -> bytes:
         """Return the event that was held back, if any: some servers do not end their last one."""
         return self._without_usage_chunk(self._splitter.tail) if self._drop else super().end()
+
+    def usage(self, input_estimate: int) -> Usage:
+        """Return the provider's figures, or a lower bound: also when more text came after the figures than they say."""
+        if self.known is not None and self._deltas > self.known.output:
+            self.is_final = False
+        return super().usage(input_estimate)
 
     def carries_output(self, event: bytes) -> bool:
         """Whether an event carries text, in the form that nearly all have, or in another."""
@@ -171,12 +183,14 @@ def read_answer(answer: dict[str, object]) -> Usage | None:
 
 
 def read_usage(value: object) -> Usage | None:
-    """Return chat-shaped usage in the normal form, None when `value` is no usage.
+    """Return chat-shaped usage in the normal form, None when `value` is no usage: the input and the output are needed.
 
     Cached tokens are a part of the prompt, but some servers report more of them than there are: they are cut to it.
     The total tells when reasoning was left out of the completion.
     """
     if not isinstance(value, dict) or not is_count(value.get("prompt_tokens")):
+        return None
+    if not any(has_count(value, name) for name in ("completion_tokens", "total_tokens")):
         return None
     prompt = count(value, "prompt_tokens")
     output = max(count(value, "completion_tokens"), count(value, "total_tokens") - prompt)

@@ -22,7 +22,9 @@ from edgeproxy.providers.fields import (
     estimate_input_tokens,
     estimate_output_tokens,
     flag_member,
+    has_count,
     is_count,
+    names_in,
     read_object,
     text_member,
 )
@@ -65,6 +67,7 @@ class Responses(Endpoint):
             output_max=count_member(value, "max_output_tokens"),
             features=(*features, Feature.STORED_CONTEXT) if is_stored else tuple(features),
             long_cache=isinstance(options, dict) and options.get("ttl") == "12h",
+            other_models=(*names_in(value.get("models")), *names_in(value.get("tools"), "model")),
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -94,7 +97,7 @@ def _refers(items: object) -> bool:
     """Whether the input names items that are stored at the provider: by type, or by an id without type and role."""
     return isinstance(items, list) and any(
         isinstance(item, dict)
-        and (item.get("type") == "item_reference" or ("id" in item and not item.get("type") and "role" not in item))
+        and (item.get("type") == "item_reference" or ("id" in item and not item.get("type") and not item.get("role")))
         for item in items
     )
 
@@ -190,6 +193,8 @@ def read_usage(value: object, *, long_cache: bool = False) -> Usage | None:
     kept, or was asked to be kept. The total tells when reasoning was left out of the output.
     """
     if not isinstance(value, dict) or not is_count(value.get("input_tokens")):
+        return None
+    if not any(has_count(value, name) for name in ("output_tokens", "total_tokens")):
         return None
     total = count(value, "input_tokens")
     output = max(count(value, "output_tokens"), count(value, "total_tokens") - total)

@@ -22,12 +22,12 @@ ReadUsage = Callable[[dict[str, object]], Usage | None]
 class ObjectReader:
     """Reads usage from a single JSON object, which may follow blank lines that keep the connection alive.
 
-    The chunks are handed on at once; they are held by reference, up to a bound, until the object can be read. `read`
+    The chunks are handed on at once; what they hold is kept, up to a bound, until the object can be read. `read`
     returns the usage in the object, None when there is none: then the answer's size tells, up to `output_max`.
     """
 
     def __init__(self, max_bytes: int, read: ReadUsage, output_max: int | None = None) -> None:
-        self._parts: list[bytes] = []
+        self._held = bytearray()
         self._size = 0
         self._max_bytes = max_bytes
         self._read = read
@@ -38,9 +38,9 @@ class ObjectReader:
         """Return `chunk`."""
         self._size += len(chunk)
         if self._size <= self._max_bytes:
-            self._parts.append(chunk)
+            self._held += chunk
         else:
-            self._parts.clear()
+            self._held.clear()
         return chunk
 
     def end(self) -> bytes:
@@ -49,7 +49,7 @@ class ObjectReader:
 
     def usage(self, input_estimate: int) -> Usage:
         """Return the provider's figures, or an estimate from the size of the answer."""
-        value = load(b"".join(self._parts))
+        value = load(self._held)
         usage = self._read(value) if value is not None else None
         if usage is not None:
             return usage
@@ -100,7 +100,7 @@ class EventReader:
     def feed(self, chunk: bytes) -> bytes:
         """Return `chunk`."""
         whole = self._splitter.feed(chunk)
-        if whole and not self._splitter.overflowed:
+        if whole.strip(b"\r\n") and not self._splitter.overflowed:  # a flood of empty events is none
             for event in sse.events(whole):
                 self.note(event)
         return chunk
@@ -142,7 +142,7 @@ class EventReader:
         raise NotImplementedError
 
 
-def load(raw: bytes) -> dict[str, object] | None:
+def load(raw: bytes | bytearray) -> dict[str, object] | None:
     """Return the JSON object in `raw`, None when it is none."""
     try:
         value = orjson.loads(raw)

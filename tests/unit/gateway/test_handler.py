@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -504,6 +505,7 @@ async def test_a_client_may_look_whether_anybody_is_there(gateway: Gateway) -> N
         ("GET", "/v1/files", {"anthropic-version": "2023-06-01"}, None, "files"),
         ("POST", "/upload/v1beta/files", {}, {}, "files"),
         ("POST", RESPONSES, {}, response(background=True), "background"),
+        ("POST", CHAT, {}, chat(deferred=True), "background"),
         ("GET", "/v1/responses/resp_1", {}, None, "background"),
         (
             "POST",
@@ -625,3 +627,54 @@ async def test_a_400_that_breaks_off_is_told_as_what_it_is(start_gateway: StartG
         gateway = await start_gateway(base_url=url)
         async with gateway.post(CHAT, await gateway.issue(), chat()) as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (502, "upstream_failed")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("packed", [True, False])
+async def test_a_wrong_secret_is_told_from_a_wrong_request_however_it_is_packed(
+    start_gateway: StartGateway, mark: bytes, *, packed: bool
+) -> None:
+    body = mark + b'{"code":"invalid-argument","error":"Incorrect API key provided: sk***et."}'
+    body = gzip.compress(body) if packed else body
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        encoding = b"content-encoding: gzip\r\n" if packed else b""
+        writer.write(b"HTTP/1.1 400 Bad\r\n%bcontent-length: %d\r\n\r\n" % (encoding, len(body)) + body)
+        await writer.drain()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        async with gateway.post(CHAT, await gateway.issue(), chat()) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (502, "upstream_credentials")
+
+
+# --- models beside the model
+
+
+OTHERS = [
+    (CHAT, chat(models=["gpt-mock", "gpt-other"])),
+    (RESPONSES, response(tools=[{"type": "image_generation", "model": "gpt-other"}])),
+    (MESSAGES, message(fallbacks=[{"model": "claude-other"}])),
+    (MESSAGES, message(fallbacks="default")),
+    (MESSAGES, message(tools=[{"type": "advisor", "name": "advisor", "model": "claude-other"}])),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), OTHERS)
+async def test_a_key_that_is_limited_to_models_cannot_use_others_beside_them(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    limited = await gateway.issue(models=("gpt-mock", "claude-mock"))
+    async with gateway.post(path, limited, body) as answer:
+        assert answer.status == 403
+    for models in ((), ("gpt-*", "claude-*", "default")):
+        async with gateway.post(path, await gateway.issue(models=models), body) as answer:
+            assert answer.status == 200
+
+
+async def test_a_request_may_not_bring_in_models_that_the_operator_did_not_configure(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    async with gateway.post(CHAT, secret, chat(models=["gpt-mock", "llama-9"])) as answer:
+        assert answer.status == 404
+    assert gateway.mock.counts.total.requests == 0

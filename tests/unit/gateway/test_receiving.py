@@ -360,3 +360,79 @@ async def test_a_provider_that_reads_slowly_slows_down_the_client(start_gateway:
                         sent += 2**16
             assert sent < 30 * 2**20
             may_read.set()
+
+
+async def test_a_form_that_does_not_say_how_long_it_is_is_charged_by_what_came(gateway: Gateway) -> None:
+    used = []
+    body = form(("model", b"gpt-mock"), ("response_format", b"text"), ("file", b"s" * 3_000_000))
+    for is_chunked in (False, True):
+        secret = await gateway.issue("tokens=1000000/1h")
+        async with Client(gateway.url) as client:
+            client.send(form_head(secret, None if is_chunked else len(body)))
+            for at in range(0, len(body), 100_000):
+                piece = body[at : at + 100_000]
+                client.send(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
+            client.send(b"0\r\n\r\n" if is_chunked else b"")
+            assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        await until(lambda: gateway.mock.counts.open == 0)
+        (event,) = await gateway.events(secret)
+        assert event.usage.estimated
+        used.append(event.usage.input_total)
+    assert used[0] == used[1] > 2000
+
+
+async def test_a_form_that_is_cut_short_never_reaches_the_provider_whole(start_gateway: StartGateway) -> None:
+    received = bytearray()
+
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        while piece := await reader.read(2**16):
+            received.extend(piece)
+
+    body = form(("model", b"gpt-mock"), ("file", b"s" * 300_000)).removesuffix(b"--\r\n")
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url)
+        secret = await gateway.issue("tokens=1000000/1h")
+        async with Client(gateway.url) as client:
+            client.send(form_head(secret, len(body)).encode() + body[:100_000])
+            await until(lambda: len(received) > 50_000)
+            client.send(body[100_000:])
+            head, _ = await client.answer()
+    assert head.startswith(b"HTTP/1.1 400")
+    assert len(received) < len(body)
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_provider_that_takes_no_more_of_a_form_is_given_up(start_gateway: StartGateway) -> None:
+    is_over = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await is_over.wait()
+
+    async with scripted_provider(script) as url:
+        gateway = await start_gateway(base_url=url, silence_timeout_ms=300)
+        secret = await gateway.issue()
+        async with Client(gateway.url) as client:
+            body = form(("model", b"gpt-mock"), ("file", b"s" * 20_000_000))
+            client.send(form_head(secret, len(body)).encode() + body)
+            head, _ = await client.answer()
+            is_over.set()
+    assert head.startswith(b"HTTP/1.1 504")
+
+
+async def test_uploads_that_stall_leave_room_for_everybody_else(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(max_connections=4)
+    stalling, other = await gateway.issue(), await gateway.issue()
+    clients = [Client(gateway.url) for _ in range(3)]
+    for client in clients:
+        await client.__aenter__()
+        client.send(form_head(stalling, 100_000).encode() + form(("model", b"gpt-mock"), ("file", b"s" * 500)))
+    try:
+        head, _ = await clients[2].answer()
+        assert head.startswith(b"HTTP/1.1 503")
+        async with gateway.post(CHAT, other, chat()) as answer:
+            assert answer.status == 200
+    finally:
+        for client in clients:
+            client.close()

@@ -135,6 +135,7 @@ def test_a_parameter_is_found_however_it_is_written() -> None:
         ("al%74=s%73e", "al%74=s%73e"),
         ("alt=proto&alt=media&alt&alt=&alt=SSE", ""),
         ("page=a+b&page", "page=a+b&page"),
+        ("page=a;key=SECRET&page=b#c&page=%3b", "page=%3b"),
         ("KEY=SECRET&;key=SECRET&&", ""),
     ],
 )

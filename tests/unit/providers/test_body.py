@@ -1,5 +1,4 @@
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -119,6 +118,7 @@ def test_a_member_is_added_where_there_is_none():
     assert replace_member(b'{"a":{"n":2},"b":"n"}', "n", b"1") == b'{"n":1,"a":{"n":2},"b":"n"}'
 
 
+@pytest.mark.timeout(60)  # what is not linear here takes minutes
 @pytest.mark.parametrize(
     "inside",
     [
@@ -131,9 +131,7 @@ def test_a_member_is_added_where_there_is_none():
 )
 def test_a_body_made_to_be_slow_is_walked_quickly(inside):
     body = b'{"n":1,"x":' + inside + b',"n":2}'
-    started = time.perf_counter()
     assert ambiguous_member(body, ["n"]) == "n"
-    assert time.perf_counter() - started < 1
 
 
 def test_a_body_of_nothing_but_brackets_is_not_walked_for_ever() -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeproxy.domain.usage import Usage
-from edgeproxy.providers.encoding import ENCODINGS, DecodingReader
+from edgeproxy.providers.encoding import DECODED, DecodingReader, decoded, encoding_of
 from edgeproxy.providers.openai_chat import StreamReader, read_answer
-from edgeproxy.providers.readers import ObjectReader
+from edgeproxy.providers.readers import ObjectReader, OpaqueReader
 
 ESTIMATE = 77
 CUTS = st.lists(st.integers(0, 10_000), max_size=12)
@@ -49,7 +49,7 @@ def cut(text, cuts):
     return [text[start:end] for start, end in pairwise(at)]
 
 
-def decoded(pieces):
+def decoded_pieces(pieces):
     """What an inner reader gets of these pieces, and whether the usage is flagged. All pieces pass as they are."""
     inner = Recorder()
     reader = DecodingReader(inner)
@@ -62,18 +62,18 @@ def decoded(pieces):
 
 
 def test_the_names_are_those_that_mean_gzip_or_zlib():
-    assert set(ENCODINGS) == {"gzip", "x-gzip", "deflate"}
+    assert set(DECODED) == {"gzip", "x-gzip", "deflate"}
 
 
 @given(st.sampled_from(sorted(PACK)), st.binary(max_size=300), CUTS)
 def test_what_was_packed_is_read_wherever_it_was_cut(packing, plain, cuts):
-    assert decoded(cut(PACK[packing](plain), cuts)) == (plain, False)
+    assert decoded_pieces(cut(PACK[packing](plain), cuts)) == (plain, False)
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5), CUTS)
 def test_a_gzip_file_may_have_several_members(plains, cuts):
     packed = b"".join(map(gzip.compress, plains))
-    assert decoded(cut(packed, cuts)) == (b"".join(plains), False)
+    assert decoded_pieces(cut(packed, cuts)) == (b"".join(plains), False)
 
 
 def test_a_piece_is_read_as_soon_as_it_can_be():
@@ -135,13 +135,13 @@ def test_garbage_passes_unharmed_and_is_estimated(pieces):
 )
 @pytest.mark.parametrize("size", [1, 1000])
 def test_figures_out_of_what_does_not_decode_are_flagged(broken, size):
-    plain, flagged = decoded([broken[at : at + size] for at in range(0, len(broken), size)])
+    plain, flagged = decoded_pieces([broken[at : at + size] for at in range(0, len(broken), size)])
     assert flagged
     assert ANSWER.startswith(plain)
 
 
 def test_nothing_is_read_beyond_what_does_not_decode():
-    plain, flagged = decoded([gzip.compress(b"a"), b"garbage", gzip.compress(b"b")])
+    plain, flagged = decoded_pieces([gzip.compress(b"a"), b"garbage", gzip.compress(b"b")])
     assert (plain, flagged) == (b"a", True)
 
 
@@ -173,3 +173,34 @@ def test_what_expands_to_nothing_is_not_held_either():
     reader.feed(gzip.compress(b"") * 3000)
     assert inner.pieces == []
     assert not reader.usage(ESTIMATE).estimated
+
+
+def test_padding_behind_a_member_is_no_damage():
+    packed = gzip.compress(ANSWER) + b"\0" * 7
+    for size in (1, 5, 1000):
+        assert decoded_pieces([packed[at : at + size] for at in range(0, len(packed), size)]) == (ANSWER, False)
+
+
+def test_what_does_not_decode_is_charged_by_its_size_at_least():
+    reader = DecodingReader(OpaqueReader())
+    reader.feed(b"plain text, whatever the header says" * 100)
+    assert reader.usage(7) == Usage(7, output=900, estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding"),
+    [
+        *((header, "") for header in ("", "identity", "none", "identity, identity", "UTF-8", "chunked", " , ")),
+        *((header, header.strip().lower()) for header in ("gzip", " GZIP ", "deflate", "x-gzip")),
+        *((header, "gzip") for header in ("identity, gzip", "gzip,identity")),
+        *((header, "unknown") for header in ("br", "zstd", "gzip, gzip", "br, gzip", "compress")),
+    ],
+)
+def test_what_is_no_encoding_is_told_from_one(header, encoding):
+    assert encoding_of(header) == encoding
+
+
+def test_a_short_body_is_decoded_as_far_as_allowed():
+    assert decoded(gzip.compress(b"\xef\xbb\xbfabc"), "gzip", 100) == b"abc"
+    assert decoded(gzip.compress(b"a" * 1000), "gzip", 10) == b"a" * 10
+    assert decoded(b"abc", "gzip", 100) == decoded(b"abc", "", 100) == decoded(b"abc", "unknown", 100) == b"abc"

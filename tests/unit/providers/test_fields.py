@@ -1,5 +1,4 @@
 import json
-import time
 from contextlib import suppress
 
 import pytest
@@ -14,8 +13,10 @@ from edgeproxy.providers.fields import (
     estimate_input_tokens,
     estimate_output_tokens,
     flag_member,
+    has_count,
     is_count,
     list_member,
+    names_in,
     read_object,
     text_member,
 )
@@ -138,11 +139,10 @@ def test_a_picture_counts_as_a_picture_and_not_as_its_letters():
     assert estimate_input_tokens(b'{"base64":"' + b"A" * 2047 + b'"}') > 500
 
 
+@pytest.mark.timeout(60)  # what is not linear here takes minutes
 def test_a_body_made_to_be_slow_is_estimated_quickly():
     body = b"base64 " + (b"A" * 2047 + b" ") * 2000
-    started = time.perf_counter()
     assert estimate_input_tokens(body) == len(body) // 4 + 1
-    assert time.perf_counter() - started < 1
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10**9), st.integers(0, 1000))
@@ -160,7 +160,7 @@ def test_an_estimate_of_output_grows_with_what_is_not_framing():
 # --- what providers report
 
 
-@pytest.mark.parametrize("number", [-1, 1.0, "1", True, None, [1], {}, MAX_COUNT + 1, 2**70])
+@pytest.mark.parametrize("number", [-1, 1.5, "1", True, None, [1], {}, MAX_COUNT + 1, 2**70])
 def test_what_is_no_count_counts_nothing(number):
     assert count({"n": number}, "n") == 0
     assert not is_count(number)
@@ -176,3 +176,18 @@ def test_a_count_may_be_as_large_as_redis_can_add_up():
     assert is_count(MAX_COUNT)
     assert is_count(0)
     assert 4 * MAX_COUNT <= 2**53
+
+
+def test_a_whole_number_may_be_written_as_a_fraction():
+    assert count({"n": 3.0}, "n") == 3
+    assert [has_count({"n": value}, "n") for value in (0, 0.0, 5, 2.0, None, "1", -1, 1.5)] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("rows", [None, "model", {"model": "m"}, 1, [None, 1, "", {}, [], {"model": 1}]])
+def test_what_names_no_model_names_none(rows):
+    assert names_in(rows) == names_in(rows, "model") == ()
+
+
+def test_models_are_named_by_strings_or_by_objects():
+    assert names_in(["a", {"model": "b"}, "c"]) == ("a", "c")
+    assert names_in(["a", {"model": "b"}, {"model": "c"}], "model") == ("b", "c")

@@ -1,5 +1,4 @@
 import json
-import time
 from itertools import pairwise
 
 import pytest
@@ -478,8 +477,7 @@ def test_what_a_splitter_holds_is_bounded():
     assert splitter.feed(b'"}{}') == []
 
 
+@pytest.mark.timeout(60)  # what is not linear here takes minutes
 def test_an_array_made_to_be_slow_is_read_quickly():
-    started = time.perf_counter()
     for piece in (b'{"a":' * 50_000 + b"}" * 50_000, b'"' * 200_000, b"\\" * 1_000_000, b'{"' + b"\\" * 1_000_000):
         assert read([b"[", piece, piece], ArrayReader).estimated
-    assert time.perf_counter() - started < 2

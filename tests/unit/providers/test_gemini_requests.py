@@ -1,6 +1,5 @@
 import base64
 import json
-import time
 from contextlib import suppress
 
 import pytest
@@ -155,12 +154,11 @@ def test_the_same_names_elsewhere_are_no_doubles():
     assert facts_of(body).output_max == 7
 
 
+@pytest.mark.timeout(60)  # what is not linear here takes minutes
 def test_a_request_of_more_parts_than_can_be_checked_is_refused():
     config = b'"generationConfig":{"maxOutputTokens":1,"x":"\\u0041"}'
     body = b'{"contents":[' + b"[[[]]]," * 60_000 + b"[]]," + config + b"}"
-    started = time.perf_counter()
     assert "more parts" in refusal(body).message
-    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize("name", ["cachedContent", "cached_content"])

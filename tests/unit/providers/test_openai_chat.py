@@ -42,7 +42,7 @@ USAGES = st.builds(
     FIGURES,
     FIGURES,
     FIGURES,
-    FIGURES,
+    st.integers(10, 1_000_000),  # no less than the pieces that carry it
     FIGURES,
 )
 PLACES = st.sampled_from(["own chunk", "last choice", "every chunk"])
@@ -300,7 +300,9 @@ def test_usage_is_asked_for_beside_what_the_client_asked(options, sent):
     ("reported", "usage"),
     [
         ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, Usage(5, output=7)),
-        ({"prompt_tokens": 5}, Usage(5)),
+        ({"prompt_tokens": 5, "completion_tokens": 0}, Usage(5)),
+        ({"prompt_tokens": 5, "completion_tokens": 7.0}, Usage(5, output=7)),
+        ({"prompt_tokens": 5, "completion_tokens": "7", "total_tokens": 12}, Usage(5, output=7)),
         # Reasoning left out of the completion: the total tells.
         (
             {
@@ -313,28 +315,39 @@ def test_usage_is_asked_for_beside_what_the_client_asked(options, sent):
             Usage(10, cache_read=2, output=322, reasoning=320),
         ),
         # More cached tokens than there are.
-        ({"prompt_tokens": 7, "prompt_tokens_details": {"cached_tokens": 161}}, Usage(0, cache_read=7)),
         (
-            {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 9}},
+            {"prompt_tokens": 7, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 161}},
+            Usage(0, cache_read=7),
+        ),
+        (
+            {
+                "prompt_tokens": 10,
+                "total_tokens": 10,
+                "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 9},
+            },
             Usage(0, cache_read=6, cache_write=4),
         ),
         *(
             (
                 {
                     "prompt_tokens": 10,
+                    "completion_tokens": 0,
                     "prompt_tokens_details": {"cache_write_tokens": 9, "cache_write_tokens_details": kept},
                 },
                 Usage(1, cache_write=9, cache_write_1h=hours),
             )
             for kept, hours in (({"ttl_30m_tokens": 2, "ttl_12h_tokens": 7}, 7), ({"ttl_12h_tokens": 99}, 9), ([], 0))
         ),
-        ({"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}, Usage(5, cache_read=4)),
+        ({"prompt_tokens": 9, "total_tokens": 9, "prompt_cache_hit_tokens": 4}, Usage(5, cache_read=4)),
         (
             {"prompt_tokens": 1, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 8}},
             Usage(1, output=3, reasoning=3),
         ),
-        ({"prompt_tokens": 4, "completion_tokens": None, "prompt_tokens_details": None}, Usage(4)),
-        ({"prompt_tokens": 4, "completion_tokens": -3, "total_tokens": "9", "prompt_tokens_details": []}, Usage(4)),
+        ({"prompt_tokens": 4, "completion_tokens": 0, "prompt_tokens_details": None}, Usage(4)),
+        (
+            {"prompt_tokens": 4, "completion_tokens": -3, "total_tokens": 6, "prompt_tokens_details": []},
+            Usage(4, output=2),
+        ),
     ],
 )
 def test_usage_is_read_into_the_normal_form(reported, usage):
@@ -350,10 +363,12 @@ def test_usage_is_read_into_the_normal_form(reported, usage):
         1,
         {},
         {"completion_tokens": 1},
-        *({"prompt_tokens": bad} for bad in (None, -1, 1.5, "1", True, 2**60)),
+        *({"prompt_tokens": bad, "completion_tokens": 1} for bad in (None, -1, 1.5, "1", True, 2**60)),
+        {"prompt_tokens": 1},
+        *({"prompt_tokens": 1, "completion_tokens": bad} for bad in (None, -1, 1.5, "1", True, 2**60)),
     ],
 )
-def test_what_has_no_count_of_the_prompt_is_no_usage(value):
+def test_what_has_no_count_of_the_prompt_or_of_the_output_is_no_usage(value):
     assert read_usage(value) is None
 
 
@@ -391,7 +406,7 @@ def test_what_has_no_count_of_the_prompt_is_no_usage(value):
 )
 def test_what_the_provider_says_it_charged_is_read_exactly_or_not_at_all(reported, nanos):
     assert read_cost(reported) == nanos
-    assert read_usage({"prompt_tokens": 1, **reported}) == Usage(1, cost_nanos=nanos)
+    assert read_usage({"prompt_tokens": 1, "completion_tokens": 0, **reported}) == Usage(1, cost_nanos=nanos)
 
 
 @given(st.dictionaries(st.sampled_from(["cost", "cost_in_usd_ticks", "is_byok"]), st.floats() | st.integers()))
@@ -405,7 +420,7 @@ def test_any_number_is_a_sane_cost_or_none(reported):
     [("served-1", "served-1"), *((bad, "") for bad in ("", None, 1, ["m"], "a b", "m" * 65, SECRET + "?"))],
 )
 def test_an_answer_says_who_served_it(named, model):
-    assert read_answer({"model": named, "usage": {"prompt_tokens": 2}}) == Usage(2, model=model)
+    assert read_answer({"model": named, "usage": {"prompt_tokens": 2, "total_tokens": 2}}) == Usage(2, model=model)
 
 
 @pytest.mark.parametrize("answer", [{}, {"model": "m"}, {"usage": None}, {"usage": {}}, {"usage": [1]}, {"usage": "x"}])
@@ -424,6 +439,15 @@ def test_any_cut_of_a_stream_gives_the_same_usage_and_the_same_bytes(contents, u
     assert read(pieces) == (stream, usage)
     without = b"".join(events[:-2] + events[-1:]) if place == "own chunk" else stream
     assert read(pieces, drop=True) == (without, usage)
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_figures_that_come_before_the_text_are_not_taken_for_the_whole(first):
+    early = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": first}}
+    delta = {"choices": [{"delta": {"content": "x"}, "finish_reason": None}]}
+    events = [b"data: " + json.dumps(each).encode() + b"\n\n" for each in (early, *[delta] * 100)]
+    _, usage = read([*events, b"data: [DONE]\n\n"])
+    assert (usage.input_total, usage.output, usage.estimated) == (10, 100, True)
 
 
 @given(CONTENTS, CUTS, st.booleans())
@@ -638,7 +662,7 @@ def test_a_piece_is_not_copied_where_nothing_is_taken_out():
 
 
 def test_a_stream_says_who_served_it_and_what_that_cost():
-    chunk = b'data: {"model":"served-1","choices":[],"usage":{"prompt_tokens":3,"cost":0.5}}\n\n'
+    chunk = b'data: {"model":"served-1","choices":[],"usage":{"prompt_tokens":3,"total_tokens":3,"cost":0.5}}\n\n'
     assert read([chunk])[1] == Usage(3, model="served-1", cost_nanos=500_000_000)
 
 

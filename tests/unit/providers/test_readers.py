@@ -72,7 +72,7 @@ def test_an_answer_beyond_the_bound_passes_and_leaves_an_estimate():
     reader = ObjectReader(len(answer) - 1, read_plain)
     assert play(reader, pieces) == Usage(ESTIMATE, output=len(answer) // 4, estimated=True)
     assert play(reader, [b'{"n":1}']).estimated  # it does not begin anew
-    assert reader._parts == []
+    assert not reader._held
     assert play(ObjectReader(len(answer), read_plain), pieces) == Usage(1, output=7)
 
 
