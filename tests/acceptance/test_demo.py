@@ -32,13 +32,14 @@ def key_of(demo: Started) -> str:
 def test_what_the_very_first_start_prints_works_when_pasted(new_program: Program):
     new_program.configure(ANY_PORT)
     with new_program.started("demo") as demo:
-        chat, messages, usage = pasted(demo)
+        chat, messages, generate, usage = pasted(demo)
         assert chat.startswith("data: {")
         assert chat.endswith("data: [DONE]\n\n")
         assert messages.startswith("event: message_start")
         assert "event: message_stop" in messages
+        assert '"finishReason": "STOP"' in generate
         totals = json.loads(usage)["totals"]
-        assert totals["requests"] == 2
+        assert totals["requests"] == 3
         assert totals["output_tokens"] > 0
         assert demo.lines[-1].startswith("ready")
         assert sum("API key" in line for line in demo.lines) == 1
@@ -55,7 +56,7 @@ def test_a_second_start_keeps_keys_and_counts(demo_program: Program):
         (usage,) = (line for line in demo.lines if line.startswith("curl") and "/usage" in line)
         old = usage.replace(key_of(demo), first)
         answer = subprocess.run(shlex.split(old), capture_output=True, text=True, check=True).stdout
-        assert json.loads(answer)["totals"]["requests"] == 2
+        assert json.loads(answer)["totals"]["requests"] == 3
     assert [key["name"] for key in demo_program.json("keys", "list")] == ["demo", "demo"]
 
 
@@ -70,7 +71,7 @@ def test_it_says_where_which_models_go(demo_program: Program):
             "Models   grok-* go to xai\n",
             "Models   all others are answered by the mock provider\n",
         ]
-        chat, messages, _ = pasted(demo)
+        chat, messages, *_ = pasted(demo)
         assert "[DONE]" in chat, "the lines to paste are answered by the mock provider all the same"
         assert "message_stop" in messages
 
