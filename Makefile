@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NO_PACKAGES = { echo "edgeproxy: the packages could not be installed; is the network reachable?" >&2; exit 1; }
 
-.PHONY: demo test compat lint clean
+.PHONY: demo test compat fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo  ## try it out: everything started, a key, and lines to paste
@@ -17,6 +17,10 @@ test: lint  ## all checks and all tests
 compat: .venv/installed-test .venv/clients/installed  ## tools and clients that need packages of their own: Node 20, 1.2 GB
 	@cd tests/compat && npm ci --prefer-offline || $(NO_PACKAGES)
 	EDGEPROXY_TEST_COMPAT=1 .venv/bin/python -m pytest tests/compat tests/acceptance/clients/apart
+
+SECONDS ?= 60
+fuzz: .venv/installed-fuzz  ## what breaks the readers of answers and requests, looked for during SECONDS for each target
+	.venv/bin/python tests/fuzz/fuzzer.py --seconds $(SECONDS)
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
@@ -36,6 +40,10 @@ clean:  ## removes what was made here, but no data directory: that holds keys an
 	@echo "installing packages into .venv; once, and it may take a minute"
 	@$(PIP_INSTALL) -e '.[embedded,test]' || $(NO_PACKAGES)
 	@touch $@ .venv/installed-demo
+
+.venv/installed-fuzz: .venv/installed-test tests/fuzz/requirements.txt
+	@$(PIP_INSTALL) -r tests/fuzz/requirements.txt || $(NO_PACKAGES)
+	@touch $@
 
 .venv/clients/installed: .venv/made tests/acceptance/clients/apart/requirements.txt
 	@echo "installing clients that cannot share our packages into .venv/clients"

@@ -81,7 +81,8 @@ class StreamReader(EventReader):
 def _kept(value: object, depth: int = 2) -> object:
     """Return what is held of a figure until another replaces it: numbers and names, in so many turns at most."""
     if isinstance(value, dict) and depth:
-        return {name: _kept(each, depth - 1) for name, each in islice(value.items(), _MAX_MEMBERS)}
+        named = ((name, each) for name, each in value.items() if is_model_name(name))
+        return {name: _kept(each, depth - 1) for name, each in islice(named, _MAX_MEMBERS)}
     if isinstance(value, list) and depth == 2:
         return [_kept(turn) for turn in islice((turn for turn in value if isinstance(turn, dict)), _MAX_TURNS)]
     return value if is_count(value) or is_model_name(value) else None

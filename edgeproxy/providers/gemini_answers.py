@@ -23,8 +23,9 @@ _CALLS = ("executableCode", "toolCall")  # parts that the provider itself answer
 _MAX_CANDIDATES = 64  # far more than can be asked for
 _MAX_SEARCHES = 1000
 
-# What a walk through JSON has to look at; within strings it is their end only.
-_MARK = re.compile(rb'[{}\]"]')
+# What a walk through an array has to look at between its objects and in them; within strings it is their end only.
+_BETWEEN_OBJECTS = re.compile(rb"[{\]]")
+_IN_OBJECT = re.compile(rb'[{}"]')
 _INSIDE_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
@@ -190,18 +191,18 @@ class ObjectSplitter:
             if self._in_string:
                 at = self._skip_string(chunk, at)
                 continue
-            mark = _MARK.search(chunk, at)
+            mark = (_IN_OBJECT if self._depth else _BETWEEN_OBJECTS).search(chunk, at)
             if mark is None:
                 break
             at = mark.end()
             if mark[0] == b"{":
                 start = start if self._depth else mark.start()
                 self._depth += 1
-            elif not self._depth:
-                self.is_closed = mark[0] == b"]"
+            elif mark[0] == b"]":
+                self.is_closed = True
             elif mark[0] == b'"':
                 self._in_string = True
-            elif mark[0] == b"}":
+            else:
                 self._depth -= 1
                 if not self._depth:
                     found.append(b"".join([*self._parts, chunk[start:at]]))
