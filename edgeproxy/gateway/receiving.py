@@ -2,6 +2,9 @@
 
 A JSON body is read as a whole, because it says what the request may cost. Of a form only the beginning is held, as far
 as the model's name; what follows, such as a recording, is handed on as it comes.
+
+A body may be late in three ways: silent, slow, or long in coming. Only time in which somebody waited for the client
+counts: a provider that is slow in taking an upload does not make its client late. One timer serves all three.
 """
 
 import asyncio
@@ -25,6 +28,7 @@ from edgeproxy.providers.multipart import FormScanner
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RETRY_MS = 1000
+_HEAD_START_S = 10.0  # before the rate of a body is looked at
 
 
 def _never(_chunk: bytes) -> bool:
@@ -68,12 +72,12 @@ class Bodies:
 
     async def next_chunk(self, request: web.BaseRequest, body: "Body") -> bytes:
         """Return what came next, without holding it; b"" at the end. Raises as `read` does."""
-        if body.deadline is None:
+        if not body.has_begun:
             self._begin(request)
-            body.deadline = asyncio.get_running_loop().time() + self._bounds.body_timeout_ms / 1000
+            body.has_begun = True
         try:
-            async with asyncio.timeout_at(body.deadline):
-                chunk = await request.content.readany()
+            # Mostly it is here already, and nothing has to be waited for.
+            chunk = request.content.read_nowait() or await self._wait(request, body)
         except TimeoutError:
             raise GatewayError(BODY_TIMEOUT) from None
         except (OSError, ClientError):
@@ -87,13 +91,29 @@ class Bodies:
             raise GatewayError(BODY_TOO_LARGE)
         return chunk
 
+    async def _wait(self, request: web.BaseRequest, body: "Body") -> bytes:
+        """Return what comes next, b"" at the end. Raises TimeoutError when it is late."""
+        if request.content.at_eof():
+            return b""
+        bounds = self._bounds
+        time = asyncio.get_running_loop().time
+        slow_s = _HEAD_START_S + body.received / bounds.min_bytes_per_s
+        left_s = min(slow_s, bounds.body_timeout_ms / 1000) - body.waited_s
+        since = time()
+        async with asyncio.timeout_at(since + min(left_s, bounds.body_silence_ms / 1000)):
+            chunk = await request.content.readany()
+        body.waited_s += time() - since
+        return chunk
+
     def _begin(self, request: web.BaseRequest) -> None:
         """Refuse what is known to be of no use, before any of it is read; then ask for it, where that is waited for."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise GatewayError(UNSUPPORTED_ENCODING)
         if (request.content_length or 0) > self._bounds.max_body_bytes:
             raise GatewayError(BODY_TOO_LARGE)
-        if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+        # RFC 9110, 10.1.1: not for 1.0, and not needed when the body is on its way already.
+        is_asked = request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1)
+        if is_asked and not request.content.total_bytes and request.transport is not None:
             request.transport.write(_CONTINUE)
 
     def change(self, size: int) -> None:
@@ -111,7 +131,8 @@ class Body:
         self.content = b""
         self.size = 0
         self.received = 0  # bytes that came, those that are not held included
-        self.deadline: float | None = None  # of the loop's clock: when all of it has to be here
+        self.has_begun = False
+        self.waited_s = 0.0  # for the client, altogether
 
     def take(self) -> bytes:
         """Return the content, which is in memory until `release`, although not here."""
@@ -151,8 +172,3 @@ class Upload:
     def framed(self, chunk: bytes) -> bytes:
         """Return a chunk as it is sent."""
         return b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.is_chunked and chunk else chunk
-
-    def waited(self, seconds: float) -> None:
-        """The provider did not take more for so long: no fault of the client's."""
-        if self.body.deadline is not None:
-            self.body.deadline += seconds

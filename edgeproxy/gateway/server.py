@@ -1,33 +1,40 @@
 """The client's side of the wire: aiohttp's low-level server, with the answer's bytes left to us.
 
-aiohttp parses requests and keeps connections; what goes back is written straight to the transport, so that a chunk of
-an answer costs one write. aiohttp's own error pages and logs, which quote what they choke on, are never reached.
+aiohttp parses requests and keeps connections; it sees only what `hygiene` lets pass. What goes back is written
+straight to the transport, so that a chunk of an answer costs one write. aiohttp's own error pages and logs, which quote
+what they choke on, are never reached.
+
+Time limits of a connection: aiohttp's own timer closes an idle one. A second one runs only when something is late: a
+head that has begun and is not complete, or an answer that waits for its client.
 """
 
 import asyncio
-import logging
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web import RequestPayloadError
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from edgeproxy import logs
 from edgeproxy.config import Bounds
-from edgeproxy.errors import BAD_HTTP
+from edgeproxy.errors import BAD_HTTP, HEAD_TIMEOUT, OVERLOADED, ErrorKind, GatewayError
+from edgeproxy.gateway.hygiene import Limits, Sieve
 from edgeproxy.metrics import Metrics
 from edgeproxy.providers.base import Headers
 
-# What aiohttp would log is made of the request's own bytes.
-_SILENT = logging.Logger("edgeproxy.silent")  # noqa: LOG001 - outside the hierarchy on purpose: it has no handler
-_SILENT.disabled = True
-
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time: closing sends RST instead of FIN
-_LINGER_S = 5.0  # how long the rest of a refused upload is read, so that its sender sees the answer
+_LINGER_S = 5.0  # how long the rest of what is refused is read, so that its sender sees the answer
+_MAX_TURNED_AWAY = 1000  # connections beyond the bound that are being told so
+_TURN_AWAY_S = 1.0  # how long that may take
+_ACKED_AT = 120  # tcpi_bytes_acked in Linux' struct tcp_info (linux/tcp.h), 8 bytes
+_WRITE_BUFFER_BYTES = 64 * 1024  # for one client; over TLS a transport would hold eight times as much by itself
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -47,25 +54,105 @@ class Relaying(Protocol):
 class ClientConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_metrics", "relaying")
+    __slots__ = (
+        "_bounds",
+        "_head_until",
+        "_is_refused",
+        "_metrics",
+        "_newest_body",
+        "_sieve",
+        "_slow_until",
+        "_taken_bytes",
+        "_timer",
+        "_wire",
+        "relaying",
+    )
 
-    def __init__(self, *arguments: Any, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, *arguments: Any, bounds: Bounds, limits: Limits, metrics: Metrics, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._bounds = bounds
         self._metrics = metrics
+        self._sieve = Sieve(limits)
+        self._is_refused = False  # nothing that still comes is read
+        self._newest_body: StreamReader = EMPTY_PAYLOAD  # of the request that came last
+        self._wire: asyncio.Transport | None = None  # to the end: aiohttp forgets it when it closes
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_until = 0.0  # of the loop's clock; 0 when no head is incomplete
+        self._slow_until = 0.0  # 0 when nothing waits for the client
+        self._taken_bytes = 0
         self.relaying: Relaying | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serve it within bounds, unless as many as may be are open."""
+        self._wire = cast("asyncio.Transport", transport)
+        self._wire.set_write_buffer_limits(_WRITE_BUFFER_BYTES)
+        server = cast("Server", self._manager)
+        if server.may_open():
+            super().connection_made(transport)
+            return
+        self._is_refused = True
+        self._metrics.connections_refused.labels("full").inc()
+        server.turn_away(self._wire)
+
+    def eof_received(self) -> None:
+        """Take a client that will send nothing more for one that left.
+
+        Should it listen on, an orderly close would show it a part of an answer as the whole.
+        """
+        super().eof_received()
+        if self.relaying is not None:
+            self.abort()
+
     def data_received(self, data: bytes) -> None:
-        """Parse; when the framing of a body turns out to be broken, tell who is reading it, which aiohttp does not."""
-        super().data_received(data)
-        request = self._current_request
-        if request is not None and self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            content = request.content
-            if not content.is_eof() and content.exception() is None:
-                content.set_exception(RequestPayloadError())
+        """Parse what is fit to be parsed."""
+        if not data:  # aiohttp goes on with what its parser put by
+            super().data_received(data)
+            self._note_messages()
+        if not data or self._is_refused:
+            return
+        passed = self._sieve.feed(data)
+        if passed:
+            super().data_received(passed)
+            self._note_messages()
+        if self._sieve.refusal is not None and not self._is_refused:
+            self._metrics.malformed.labels(self._sieve.refusal.name).inc()
+            self._refuse(self._sieve.refusal.kind, breaks_body=self._sieve.is_in_body)
+        if not self._sieve.holds_head:
+            self._head_until = 0.0  # a timer that still runs finds nothing to do
+        elif passed or not self._head_until:
+            self._head_until = self._loop.time() + self._bounds.head_timeout_ms / 1000
+            self._set_timer()
+
+    def _note_messages(self) -> None:
+        """Remember whose body is coming. What the parser did not take for HTTP is no more read than what we did not."""
+        if not self._messages or self._is_refused:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, _ErrInfo):
+            self._messages.pop()
+            self._metrics.malformed.labels("parser").inc()
+            self._refuse(BAD_HTTP, breaks_body=True)
+        else:
+            self._newest_body = body
+
+    def _refuse(self, kind: ErrorKind, *, breaks_body: bool = False) -> None:
+        """Answer what cannot be read, after the requests before it, and read no more.
+
+        Where it is the body of a request, who is reading it hears of it, and answers.
+        """
+        self._is_refused = True
+        if breaks_body and not self._newest_body.is_eof() and self._newest_body.exception() is None:
+            self._newest_body.set_exception(RequestPayloadError())
+        self._newest_body = StreamReader(self, self._read_bufsize, loop=self._loop)
+        error = _ErrInfo(status=kind.status, exc=GatewayError(kind), message="")
+        self._messages.append((error, self._newest_body))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def pause_writing(self) -> None:
         """Pass it on: the transport holds enough."""
         super().pause_writing()
+        self._watch_taking()
         if self.relaying is not None:
             self.relaying.client_slow()
 
@@ -77,9 +164,77 @@ class ClientConnection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Pass it on: the client is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._head_until = self._slow_until = 0.0
+        self._wire = None
         super().connection_lost(exc)
+        if self._is_refused:
+            self._newest_body.feed_eof()  # it has seen the answer, or never will
         if self.relaying is not None:
             self.relaying.client_lost()
+
+    async def answered(self, request: web.BaseRequest) -> None:
+        """Return when the client has taken most of the answer: answers must not pile up. Raises ConnectionError.
+
+        From a client that was refused, read on for a while and drop it: closing at once could destroy the answer.
+        """
+        if self.transport is not None and self.transport.get_write_buffer_size():
+            self._watch_taking()
+            await self._drain_helper()
+        if self._is_refused and not request.content.is_eof():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_S):
+                    await self._newest_body.wait_eof()
+            self._newest_body.feed_eof()
+
+    # --- time limits: one timer, set to the earliest moment at which one of them can be exceeded
+
+    def _watch_taking(self) -> None:
+        """Something waits for the client: from now on it has to be taken."""
+        if self._wire is not None and not self._slow_until:
+            self._taken_bytes = _acknowledged_bytes(self._wire)
+            self._slow_until = self._loop.time() + self._bounds.client_slow_ms / 1000
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = min((each for each in (self._head_until, self._slow_until) if each), default=None)
+        self._timer = None if due is None else self._loop.call_at(due, self._check_time)
+
+    def _check_time(self) -> None:
+        now = self._loop.time()
+        if 0 < self._head_until <= now:
+            self._check_head(now)
+        if 0 < self._slow_until <= now:
+            self._check_taking(now)
+        self._set_timer()
+
+    def _check_head(self, now: float) -> None:
+        if self._reading_paused or self._buffer_paused:  # late because we do not listen
+            self._head_until = now + self._bounds.head_timeout_ms / 1000
+        else:
+            self._head_until = 0.0
+            self._refuse(HEAD_TIMEOUT)
+
+    def _check_taking(self, now: float) -> None:
+        """Disconnect a client for which an answer waits, and which took too little of it."""
+        self._slow_until = 0.0
+        if self._wire is None or not self._wire.get_write_buffer_size():
+            return
+        taken = _acknowledged_bytes(self._wire)
+        window_s = self._bounds.client_slow_ms / 1000
+        if taken - self._taken_bytes < self._bounds.min_bytes_per_s * window_s:
+            self._metrics.slow_clients.inc()
+            _reset(self._wire)
+        else:
+            self._taken_bytes, self._slow_until = taken, now + window_s
+
+    def _process_keepalive(self) -> None:
+        """Close when it is idle: not in the middle of a head, for which there is a limit of its own."""
+        self._next_keepalive_close_time = max(self._next_keepalive_close_time, self._head_until)
+        super()._process_keepalive()
 
     def force_close(self) -> None:
         """Close at once; an answer that this cuts off must not look whole."""
@@ -96,16 +251,14 @@ class ClientConnection(RequestHandler):
 
         An ordinary close would look like the end of an answer that ends with its connection.
         """
-        if self.transport is None:
-            return
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+        if self.transport is not None:
+            _reset(self.transport)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """Log that something failed, and of what type."""
         error = kw.get("exc_info")
+        if isinstance(error, RequestPayloadError):  # of a body that nobody needed
+            return
         logs.event("connection_failed", error=type(error).__name__)
 
     def handle_error(
@@ -115,10 +268,28 @@ class ClientConnection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP with one fixed body; the connection is of no use any more."""
-        self._metrics.refusals.labels(BAD_HTTP.code).inc()
-        body = f"{BAD_HTTP.message}\n".encode()
-        return write(request, 400, [("content-type", "text/plain")], body, close=True)
+        """Answer what cannot be read as HTTP with one fixed body; the connection is of no use any more."""
+        kind = exc.kind if isinstance(exc, GatewayError) else BAD_HTTP
+        self._metrics.refusals.labels(kind.code).inc()
+        return write(request, kind.status, [("content-type", "text/plain")], _page(kind))
+
+
+def _page(kind: ErrorKind) -> bytes:
+    return f"{kind.message}\n".encode()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close at once, so that the other side sees that it did not get everything."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def _acknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes the other side has taken so far. What waits in the kernel could be megabytes."""
+    info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
+    return int.from_bytes(info[_ACKED_AT:], sys.byteorder)
 
 
 class Server(web.Server):
@@ -127,21 +298,53 @@ class Server(web.Server):
     def __init__(
         self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], bounds: Bounds, metrics: Metrics
     ) -> None:
-        super().__init__(
-            handler,
-            logger=_SILENT,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=bounds.keepalive_ms / 1000,
-            lingering_time=_LINGER_S,
-            max_line_size=bounds.max_header_bytes,
-            max_field_size=bounds.max_header_bytes,
-        )
+        super().__init__(handler)
         self._metrics = metrics
+        self._turned_away = 0
+        self.use(bounds)
+
+    def use(self, bounds: Bounds) -> None:
+        """Hold connections that come from now on to these bounds; those that are open keep theirs."""
+        self._bounds = bounds
+        self._limits = Limits(bounds.max_header_bytes, bounds.max_headers)
+        self._kwargs = {
+            "logger": logs.silent(),
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": bounds.keepalive_ms / 1000,
+            "lingering_time": _LINGER_S,
+            "max_line_size": bounds.max_header_bytes,
+            "max_field_size": bounds.max_header_bytes,
+            "max_headers": bounds.max_headers,
+        }
 
     def __call__(self) -> ClientConnection:
         """Make the protocol of a new connection."""
-        return ClientConnection(self, loop=asyncio.get_running_loop(), metrics=self._metrics, **self._kwargs)
+        loop = asyncio.get_running_loop()
+        return ClientConnection(
+            self, loop=loop, bounds=self._bounds, limits=self._limits, metrics=self._metrics, **self._kwargs
+        )
+
+    def may_open(self) -> bool:
+        """Whether one more connection can be served."""
+        return len(self._connections) < self._bounds.max_client_connections
+
+    def turn_away(self, transport: asyncio.Transport) -> None:
+        """Tell a client that there is no room, if there is room for that."""
+        if self._turned_away >= _MAX_TURNED_AWAY:
+            transport.abort()
+            return
+        body = _page(OVERLOADED)
+        headers = [("content-type", "text/plain"), ("retry-after", "1"), ("content-length", str(len(body)))]
+        transport.write(encode_head(OVERLOADED.status, headers, keep_alive=False) + body)
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._turned_away += 1
+        asyncio.get_running_loop().call_later(_TURN_AWAY_S, self._let_go, transport)
+
+    def _let_go(self, transport: asyncio.Transport) -> None:
+        self._turned_away -= 1
+        transport.abort()
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's
         """Close idle connections now, the others when their answers are over, after `timeout` seconds at the latest."""
@@ -157,18 +360,23 @@ class Written(web.StreamResponse):
         self._keep_alive = keep_alive
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to prepare."""
+        """Go on with the connection when the client is ready for it."""
+        await cast("ClientConnection", request.protocol).answered(request)
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""
 
 
-def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes, *, close: bool = False) -> Written:
-    """Write a whole answer of ours. `close` ends the connection after it."""
-    keep_alive = request.keep_alive and not close
+def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) -> Written:
+    """Write a whole answer of ours."""
+    # What of the request was not read cannot be told from the next one.
+    is_read = request.content.is_eof()
+    keep_alive = request.keep_alive and is_read
     head = encode_head(status, [*headers, ("content-length", str(len(body)))], keep_alive=keep_alive)
     if request.transport is not None:
         request.transport.write(head + (b"" if request.method == "HEAD" else body))
+        if not is_read and request.transport.can_write_eof():
+            request.transport.write_eof()  # RFC 9112, 9.6: close in two steps, or the answer may be lost
     return Written(keep_alive=keep_alive)
 
 

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from edgeproxy.gateway import receiving
 from tests.support.gateway import Gateway, StartGateway, chat
 from tests.support.raw import Client, scripted_provider
 
@@ -110,6 +111,37 @@ async def test_a_body_that_does_not_come_is_given_up(start_gateway: StartGateway
         client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: 10\r\n\r\n{{")
         head, _ = await client.answer()
     assert head.startswith(b"HTTP/1.1 408")
+
+
+async def test_a_body_that_falls_silent_is_given_up(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"body_silence_ms": 300})
+    secret = await gateway.issue()
+    async with Client(gateway.url) as client:
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: 100\r\n\r\n")
+        for _ in range(8):
+            client.send(b" ")
+            await asyncio.sleep(0.1)
+        assert not client.reader._buffer
+        head, _ = await client.answer()
+    assert head.startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(("bytes_per_s", "status"), [(100_000, b"408"), (10, b"200")])
+async def test_a_body_has_to_come_at_a_rate(
+    start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch, bytes_per_s: int, status: bytes
+) -> None:
+    monkeypatch.setattr(receiving, "_HEAD_START_S", 0.2)
+    gateway = await start_gateway(bounds={"min_bytes_per_s": bytes_per_s})
+    secret = await gateway.issue()
+    raw = json.dumps(chat()).encode() + b" " * 20
+    async with Client(gateway.url) as client:
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+        client.send(raw[:-20])
+        for _ in range(20):
+            client.send(b" ")
+            await asyncio.sleep(0.03)
+        head, _ = await client.answer()
+    assert head[9:12] == status
 
 
 async def test_a_compressed_body_is_refused(gateway: Gateway) -> None:
@@ -425,9 +457,10 @@ async def test_uploads_that_stall_leave_room_for_everybody_else(start_gateway: S
     gateway = await start_gateway(max_connections=4)
     stalling, other = await gateway.issue(), await gateway.issue()
     clients = [Client(gateway.url) for _ in range(3)]
-    for client in clients:
+    for begun, client in enumerate(clients, 1):
         await client.__aenter__()
         client.send(form_head(stalling, 100_000).encode() + form(("model", b"gpt-mock"), ("file", b"s" * 500)))
+        await until(lambda begun=begun: gateway.metrics.open_streams.collect()[0].samples[0].value == min(begun, 2))
     try:
         head, _ = await clients[2].answer()
         assert head.startswith(b"HTTP/1.1 503")

@@ -1,30 +1,34 @@
 """The client's side of the wire: framing, keep-alive, and silence about what was sent."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
 
 import pytest
 import redis.asyncio as redis_asyncio
+from aiohttp import web
 
-from edgeproxy.gateway.server import encode_head
-from tests.support.gateway import Gateway, chat, run_gateway
-from tests.support.raw import Client
+from edgeproxy.config import Bounds
+from edgeproxy.gateway.server import Server, Written, encode_head, write
+from edgeproxy.metrics import Metrics
+from tests.support.gateway import Gateway, StartGateway, chat, run_gateway
+from tests.support.raw import Client, read_request, scripted_provider
 
 CHAT = "/v1/chat/completions"
+GET = "GET /healthz HTTP/1.1\r\nhost: x\r\n"
 
 
 @pytest.mark.parametrize(
     "request_bytes",
     [
         b"canary-9f2 nonsense\r\n\r\n",
+        b"POST /v1/messages HTTP/1.1\r\nhost: x\r\nuser-agent: canary-9f2\r\nuser-agent: canary-9f2\r\n\r\n",
         b"GET / HTTP/9.9\r\nhost: x\r\n\r\n",
         b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncanary-9f2\r\n\r\n",
         b"POST /v1/messages HTTP/1.1\r\nauthorization: Bearer canary-9f2\r\ncontent-length: x\r\n\r\n",
         b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: junk, chunked\r\ncontent-length: 1\r\n\r\n0",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 canary-9f2\r\n\r\n",
-        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nhost: x\r\nx-canary-9f2: " + b"y" * 70_000 + b"\r\n\r\n",
     ],
 )
 async def test_what_is_not_http_gets_one_fixed_answer_and_leaves_no_trace(
@@ -107,3 +111,151 @@ async def test_an_answer_that_outlasts_a_stop_is_reset_in_time_and_counted(
     gateway.redis = redis
     (event,) = await gateway.events(secret)
     assert (event.status, event.usage.estimated) == (200, True)
+
+
+# --- a refused client sees why
+
+
+async def test_an_answer_to_what_cannot_be_read_survives_what_its_client_still_sends(gateway: Gateway) -> None:
+    async with Client(gateway.url) as client:
+        client.send("nonsense\r\n\r\n")
+        for _ in range(50):
+            client.send(b"x" * 100_000)
+            await asyncio.sleep(0.001)
+        head, body = await client.answer()
+        assert (head[:12], body) == (b"HTTP/1.1 400", b"The request is not valid HTTP/1.1.\n")
+        assert await client.reader.read() == b""
+
+
+async def test_a_client_beyond_the_bound_is_told_so_and_one_that_leaves_makes_room(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"max_client_connections": 2})
+    async with Client(gateway.url) as first:
+        async with Client(gateway.url) as second:
+            for client in (first, second):
+                client.send(GET + "\r\n")
+                await client.answer()
+            async with Client(gateway.url) as third:
+                third.send(GET + "\r\n")
+                head, body = await third.answer()
+                assert head.startswith(b"HTTP/1.1 503")
+                assert b"retry-after: 1" in head
+                assert body == b"This gateway holds as much as it may. Try again shortly.\n"
+                assert await third.reader.read() == b""
+            first.send(GET + "\r\n")
+            assert (await first.answer())[1] == b"ok\n"
+        async with asyncio.timeout(10):
+            while True:
+                async with Client(gateway.url) as fourth:
+                    fourth.send(GET + "\r\n")
+                    if (await fourth.answer())[0].startswith(b"HTTP/1.1 200"):
+                        break
+    assert 'edgeproxy_connections_refused_total{reason="full"}' in gateway.metrics.render().decode()
+
+
+# --- clients that are late
+
+
+@pytest.mark.parametrize("before", ["", GET + "\r\n"], ids=["first", "on a kept connection"])
+async def test_a_head_that_trickles_in_is_given_up(start_gateway: StartGateway, before: str) -> None:
+    gateway = await start_gateway(bounds={"head_timeout_ms": 300})
+    async with Client(gateway.url) as client:
+        if before:
+            client.send(before)
+            await client.answer()
+            await asyncio.sleep(0.4)  # being idle is another matter
+        client.send(GET)
+        trickling = asyncio.get_running_loop().time()
+        while not client.reader._buffer and asyncio.get_running_loop().time() < trickling + 10:
+            client.send("a")
+            await asyncio.sleep(0.02)
+        head, body = await client.answer()
+        assert head.startswith(b"HTTP/1.1 408")
+        assert body == b"The request's headers did not arrive in time. Send it again.\n"
+        assert await client.reader.read() == b""
+    assert 'edgeproxy_refusals_total{reason="head_timeout"} 1.0' in gateway.metrics.render().decode()
+
+
+async def test_a_head_has_its_whole_time_where_a_connection_was_about_to_be_closed(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"keepalive_ms": 600})
+    async with Client(gateway.url) as client:
+        client.send(GET + "\r\n")
+        await client.answer()
+        client.send(GET)
+        await asyncio.sleep(1)
+        client.send("\r\n")
+        assert (await client.answer())[1] == b"ok\n"
+
+
+async def test_an_idle_connection_is_closed(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(bounds={"keepalive_ms": 200})
+    async with Client(gateway.url) as client, asyncio.timeout(10):
+        assert await client.reader.read() == b""
+
+
+async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A provider whose answer does not end."""
+    await read_request(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+    while True:
+        writer.write(b'data: {"choices": [{"delta": {"content": "%b"}}]}\n\n' % (b"x" * 100_000))
+        await writer.drain()
+
+
+async def test_a_client_that_takes_nothing_is_disconnected_and_its_answer_settled(start_gateway: StartGateway) -> None:
+    async with scripted_provider(endless) as url:
+        gateway = await start_gateway(base_url=url, bounds={"client_slow_ms": 300}, on_hang_up="close")
+        secret = await gateway.issue()
+        raw = json.dumps(chat(stream=True)).encode()
+        async with Client(gateway.url) as client:
+            client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+            client.send(raw)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a transport that reads
+            event = await gateway.settled(secret)
+            assert (event.status, event.usage.estimated) == (200, True)
+            assert "edgeproxy_slow_clients_total 1.0" in gateway.metrics.render().decode()
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # as above
+            with pytest.raises(ConnectionResetError):
+                await client.reader.read()
+
+
+async def test_a_client_that_takes_its_answer_is_left_alone(start_gateway: StartGateway) -> None:
+    async with scripted_provider(endless) as url:
+        gateway = await start_gateway(base_url=url, bounds={"client_slow_ms": 100})
+        secret = await gateway.issue()
+        raw = json.dumps(chat(stream=True)).encode()
+        async with Client(gateway.url) as client:
+            client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+            client.send(raw)
+            for _ in range(20):
+                assert await client.reader.read(500_000)
+                await asyncio.sleep(0.05)
+        assert "edgeproxy_slow_clients_total 0.0" in gateway.metrics.render().decode()
+
+
+async def test_answers_do_not_pile_up_for_a_client_that_only_asks() -> None:
+    answered = 0
+
+    async def handle(request: web.BaseRequest) -> Written:
+        nonlocal answered
+        answered += 1
+        return write(request, 200, [], b"x" * 100_000)
+
+    metrics = Metrics()
+    server = Server(handle, Bounds(client_slow_ms=500), metrics)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    async with listener, Client(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a transport that reads
+        client.send((GET + "\r\n") * 2000)
+        async with asyncio.timeout(10):
+            while server.connections:
+                await asyncio.sleep(0.05)
+    assert answered < 500
+    assert b"edgeproxy_slow_clients_total 1.0" in metrics.render()
+
+
+async def test_many_requests_in_a_row_are_all_answered(gateway: Gateway) -> None:
+    async with Client(gateway.url) as client:
+        client.send((GET + "\r\n") * 5000)
+        for _ in range(5000):
+            _, body = await client.answer()
+            assert body == b"ok\n"
