@@ -1,11 +1,17 @@
+import ast
+import io
 import json
 import logging
 import warnings
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from edgeproxy import logs
+from edgeproxy.config import Bounds
+from edgeproxy.gateway.server import Server
+from edgeproxy.metrics import Metrics
 
 
 def test_an_event_is_one_line_of_json_on_standard_error(capsys):
@@ -29,16 +35,51 @@ def test_a_value_cannot_break_out_of_its_line(capsys, value):
     assert "\x1b" not in written
 
 
-@pytest.mark.parametrize("field", ["body", "header", "key", "message", "exception", "path", "model", "ip", "event_"])
-def test_a_field_that_nobody_declared_is_an_error_and_is_not_written(capsys, field):
+def write(how, name, **fields):
+    """By either way that there is."""
+    if how is logs.line:
+        logs.line(name, fields)
+    else:
+        logs.event(name, **fields)
+
+
+BOTH = pytest.mark.parametrize("how", [logs.event, logs.line])
+
+
+@BOTH
+@pytest.mark.parametrize("field", ["body", "header", "key", "message", "exception", "path", "query", "ip", "event_"])
+def test_a_field_that_nobody_declared_is_an_error_and_is_not_written(capsys, how, field):
     with pytest.raises(ValueError, match=f"not declared: {field}$"):
-        logs.event("request_failed", error="ValueError", **{field: "Zq7-secret"})
+        write(how, "request_failed", error="ValueError", **{field: "Zq7-secret"})
     assert capsys.readouterr().err == ""
 
 
-def test_all_declared_fields_can_be_written(capsys):
-    logs.event("anything", **dict.fromkeys(logs.FIELDS, 1))
+@BOTH
+def test_all_declared_fields_can_be_written(capsys, how):
+    write(how, "anything", **dict.fromkeys(logs.FIELDS, 1))
     assert json.loads(capsys.readouterr().err).keys() == {"event", "timestamp", *logs.FIELDS}
+
+
+def test_a_quick_line_is_like_any_other(capsys):
+    rows = []
+    for how in (logs.event, logs.line):
+        write(how, "request_finished", status=200, model="gpt-*", estimated=True)
+        written = capsys.readouterr().err
+        assert written.count("\n") == 1
+        row = json.loads(written)
+        at = datetime.fromisoformat(row.pop("timestamp"))
+        assert timedelta(0) <= datetime.now(UTC) - at < timedelta(minutes=1)
+        rows.append(row)
+    assert rows[0] == rows[1] == {"event": "request_finished", "status": 200, "model": "gpt-*", "estimated": True}
+
+
+def test_a_standard_error_that_nobody_reads_fails_no_request(monkeypatch):
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    logs.line("request_finished", {"status": 200})
 
 
 def test_every_field_says_what_it_holds():
@@ -107,6 +148,40 @@ def test_what_libraries_chat_about_is_not_told(capsys, library):
     library.info("Zq7")
     library.debug("Zq7")
     assert rows(capsys) == []
+
+
+def test_a_silent_logger_says_nothing_to_nobody(capsys, library):
+    logs.silent().error("Zq7", exc_info=ValueError("Zq7"))
+    assert rows(capsys) == []
+
+
+SERVERS = ("web.Server", "web.AppRunner", "web.ServerRunner", "web.run_app")
+
+
+def made_servers(source):
+    """Keyword arguments of each call that makes a server of aiohttp's."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SERVERS:
+            yield {each.arg: ast.unparse(each.value) for each in node.keywords}
+
+
+def test_no_server_of_aiohttps_logs_anything():
+    sources = [path.read_text() for path in Path(logs.__file__).parent.rglob("*.py")]
+    made = [arguments for source in sources for arguments in made_servers(source)]
+    assert len(made) >= 4
+    for arguments in made:
+        assert arguments.get("access_log") == "None", arguments
+        assert arguments.get("logger") in ("logs.silent()", "silent"), arguments
+
+
+def test_a_server_that_would_log_is_found():
+    assert list(made_servers("web.AppRunner(app, logger=x)")) == [{"logger": "x"}]
+
+
+async def test_the_gateways_own_server_logs_nothing():
+    connection = Server(lambda _: None, Bounds(), Metrics())()
+    assert connection.logger.disabled
+    assert connection.access_logger is None
 
 
 def test_taking_over_replaces_what_listened_before(capsys, library):
