@@ -2,11 +2,15 @@
 
 A frame is one byte of kind, four bytes of length, and the payload. It goes like this:
 
-    supervisor -> child    SETTINGS   the settings with the addresses of the stores, as JSON; first, and once
+    supervisor -> child    SETTINGS   the settings with the addresses of the stores, as JSON; first
     child -> supervisor    READY      it serves
     child -> supervisor    REFUSED    it cannot serve: one line for the operator, then it ends
     supervisor -> child    SNAPSHOT   asks for the metrics (no payload)
     child -> supervisor    SNAPSHOT   the metrics of the process in Prometheus text format
+    supervisor -> child    SETTINGS   other settings to use from now on
+    child -> supervisor    RELOADED   it does (no payload), or it goes on with the old ones: one line that says why
+    supervisor -> child    DRAIN      a stop is near: it serves on, and says that nothing new should come
+    supervisor -> child    HURRY      when it stops, answers that are open are not waited for
 
 The end of the channel means that the other side is gone; a child then stops as if it had been asked to. Passwords
 travel here, because arguments and environments can be read by others.
@@ -35,6 +39,9 @@ class Kind(IntEnum):
     READY = 2
     REFUSED = 3
     SNAPSHOT = 4
+    RELOADED = 5
+    DRAIN = 6
+    HURRY = 7
 
 
 class Channel:
@@ -50,7 +57,9 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=end))
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """Hand a frame to the system. The protocol bounds how many can wait: see above."""
+        """Hand a frame to the system, if the other side is there. The protocol bounds how many wait: see above."""
+        if self._writer.is_closing():
+            return  # uvloop raises where asyncio says nothing; `receive` tells
         self._writer.write(_HEAD.pack(kind, len(payload)) + payload)
 
     async def receive(self) -> tuple[Kind, bytes] | None:

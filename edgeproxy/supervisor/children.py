@@ -4,7 +4,6 @@ The supervisor keeps the child's listening socket, so that connections wait in t
 """
 
 import asyncio
-import contextlib
 import socket
 import sys
 import time
@@ -14,7 +13,9 @@ import click
 
 from edgeproxy import logs
 from edgeproxy.config import Settings
+from edgeproxy.errors import OperatorError
 from edgeproxy.supervisor.channel import Channel, Kind, encode_settings
+from edgeproxy.supervisor.signals import wait
 from edgeproxy.supervisor.snapshots import Tally
 
 # Between two starts of a child that keeps dying: doubled each time, and short again once it ran for a while.
@@ -30,6 +31,9 @@ _LAST_WORDS_S = 5.0
 
 # How long a scrape waits for a child; one that is busy for longer is shown as it was.
 _SNAPSHOT_TIMEOUT_S = 2.0
+
+# How long a child may take to use other settings: its background work does a last round under the old ones.
+_RELOAD_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Child:
         self._snapshot = b""
         self._asked = False
         self._answered = asyncio.Event()
+        self._told: Settings | None = None  # the settings that the process was sent last
+        self._reloaded = asyncio.Event()
+        self._reload_refusal = ""
+        self._draining = False
         self._stopping = asyncio.Event()
         self.ready = asyncio.Event()  # set once a process of this place has served
         self.hopeless = ""  # why no process of this place can ever serve
@@ -75,7 +83,7 @@ class Child:
                     return
                 wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(failures, 10))
                 logs.event("child_ended", role=self._plan.role, exit_status=status, wait_ms=int(wait_s * 1000))
-                await _wait(self._stopping, wait_s)
+                await wait(self._stopping, wait_s)
         finally:
             self._over.set()
 
@@ -86,8 +94,34 @@ class Child:
                 self._asked = True
                 self._answered.clear()
                 self._channel.send(Kind.SNAPSHOT)
-            await _wait(self._answered, _SNAPSHOT_TIMEOUT_S)
+            await wait(self._answered, _SNAPSHOT_TIMEOUT_S)
         return self._snapshot
+
+    async def reload(self, plan: Plan) -> None:
+        """Let the process, and those that take its place, go by this plan. Raises OperatorError when it does not.
+
+        A process that does not serve yet will be told as soon as it does.
+        """
+        self._plan = plan
+        if self._channel is None:
+            return
+        self._reloaded.clear()
+        self._tell_settings(self._channel)
+        await wait(self._reloaded, _RELOAD_TIMEOUT_S)
+        if self._reload_refusal or not self._reloaded.is_set():
+            reason = self._reload_refusal or "it does not answer"
+            raise OperatorError(f"{plan.role} goes on with the old settings: {reason}")
+
+    def drain(self) -> None:
+        """Let the process say that nothing new should come; it, or who takes its place, serves on."""
+        self._draining = True
+        if self._channel is not None:
+            self._channel.send(Kind.DRAIN)
+
+    def hurry(self) -> None:
+        """Let the process not wait for what is open when it stops."""
+        if self._channel is not None:
+            self._channel.send(Kind.HURRY)
 
     def ask_to_stop(self) -> None:
         """Ask the process to stop; no other takes its place."""
@@ -97,7 +131,7 @@ class Child:
 
     async def stopped(self, patience_s: float) -> None:
         """Return when the process has stopped; it is killed when the patience is over."""
-        await _wait(self._over, patience_s)
+        await wait(self._over, patience_s)
         self.kill()
         await self._over.wait()
 
@@ -121,15 +155,29 @@ class Child:
             self._process.terminate()
         channel = await Channel.open(ours)
         try:
-            channel.send(Kind.SETTINGS, encode_settings(self._plan.settings))
+            self._tell_settings(channel)
             await self._listen(channel)
             return await self._end(self._process)
         finally:
-            self._channel = None
             self._tally.retire(self._snapshot)
             self._snapshot = b""
             self._asked = False
+            self._reloaded.set()  # a process that is gone goes on with nothing
             await channel.close()
+
+    def _tell_settings(self, channel: Channel) -> None:
+        self._told = self._plan.settings
+        self._reload_refusal = ""
+        channel.send(Kind.SETTINGS, encode_settings(self._told))
+
+    def _serves(self, channel: Channel) -> None:
+        """Count the process as one that serves, and tell it what changed while it was starting."""
+        self._channel = channel
+        self.ready.set()
+        if self._told is not self._plan.settings:
+            self._tell_settings(channel)
+        if self._draining:
+            channel.send(Kind.DRAIN)
 
     async def _start(self, channel: socket.socket) -> asyncio.subprocess.Process:
         inherited = [channel.fileno()]
@@ -155,16 +203,20 @@ class Child:
             while frame := await channel.receive():
                 match frame:
                     case Kind.READY, _:
-                        self._channel = channel
-                        self.ready.set()
+                        self._serves(channel)
                     case Kind.SNAPSHOT, payload:
                         self._snapshot = payload
                         self._asked = False
                         self._answered.set()
+                    case Kind.RELOADED, payload:
+                        self._reload_refusal = payload.decode()
+                        self._reloaded.set()
                     case Kind.REFUSED, payload:
                         self._refusal = payload.decode()
         except ValueError as error:
             logs.event("child_unintelligible", role=self._plan.role, error=type(error).__name__)
+        finally:
+            self._channel = None  # the process itself may take a while yet to end
 
     async def _end(self, process: asyncio.subprocess.Process) -> int:
         try:
@@ -182,9 +234,3 @@ class Child:
         if failures >= _START_ATTEMPTS:
             return self._refusal or f"{self._plan.role} does not start; what it said stands above"
         return self._refusal
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event, but no longer than this."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)

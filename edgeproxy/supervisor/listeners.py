@@ -1,7 +1,6 @@
 """Listening sockets, bound before anything else starts so that a busy port is known at once."""
 
 import errno
-import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,14 +8,12 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from edgeproxy import logs
 from edgeproxy.config import ENVIRONMENT_PREFIX, split_address
 from edgeproxy.errors import OperatorError
 
 # Connections that the system holds while a worker is busy or being replaced; the system's own maximum may be lower.
 _BACKLOG = 4096
-
-# aiohttp logs malformed requests with what they contained.
-_SILENT = logging.Logger("silent", logging.CRITICAL + 1)  # noqa: LOG001 - registered nowhere, on purpose
 
 _REASONS = {
     errno.EADDRINUSE: "is in use by another program; stop it",
@@ -57,10 +54,10 @@ def bind(address: str, setting: str, count: int = 1) -> list[socket.socket]:
     return sockets
 
 
-def url_of(sock: socket.socket) -> str:
-    """Return the address that a socket listens on, as somebody would type it."""
+def url_of(sock: socket.socket, *, secure: bool = False) -> str:
+    """Return the address that a socket listens on, as somebody would type it. `secure`: it has a certificate."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @asynccontextmanager
@@ -70,9 +67,9 @@ async def metrics_listener(sock: socket.socket, render: Callable[[], Awaitable[b
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=await render(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    app = web.Application(logger=_SILENT)
+    app = web.Application()
     app.router.add_get("/metrics", answer)
-    runner = web.AppRunner(app, access_log=None, logger=_SILENT, shutdown_timeout=1)
+    runner = web.AppRunner(app, access_log=None, logger=logs.silent(), shutdown_timeout=1)
     await runner.setup()
     try:
         await web.SockSite(runner, sock).start()

@@ -7,20 +7,25 @@ running, and whatever dies later is started again, the embedded stores included.
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
 from edgeproxy import logs, tasks
 from edgeproxy.config import EMBEDDED, ENVIRONMENT_PREFIX, Settings, environment
 from edgeproxy.embedded.stores import EmbeddedStores
 from edgeproxy.errors import OperatorError
+from edgeproxy.metrics import Metrics
 from edgeproxy.store.migrate import migrate
 from edgeproxy.supervisor.children import Child, Plan
+from edgeproxy.supervisor.hardening import harden
 from edgeproxy.supervisor.listeners import bind, metrics_listener, url_of
+from edgeproxy.supervisor.notifying import Notifier
+from edgeproxy.supervisor.reloading import Reloading, Reread
 from edgeproxy.supervisor.roles import Role
+from edgeproxy.supervisor.signals import Signals, wait
 from edgeproxy.supervisor.snapshots import Tally
-from edgeproxy.supervisor.stopping import StopRequest
+from edgeproxy.tls import Certificates
 
 # Importing, connecting and loading scripts takes a second or two; a child that hangs has to end somewhere.
 _START_TIMEOUT_S = 60.0
@@ -35,8 +40,11 @@ _COLLECT_INTERVAL_S = 1.0
 # Between two attempts to start a store that does not come up.
 _LONGEST_WAIT_S = 10.0
 
-# Our settings, and what PostgreSQL's libraries read by themselves.
-_NOT_FOR_CHILDREN = (ENVIRONMENT_PREFIX, "PG", "DATABASE_URL")
+# How long a gateway that does not wait for its streams may take to settle them.
+_HURRY_S = 3.0
+
+# Our settings, what PostgreSQL's libraries read by themselves, and what systemd asks of the supervisor alone.
+_NOT_FOR_CHILDREN = (ENVIRONMENT_PREFIX, "PG", "DATABASE_URL", "NOTIFY_SOCKET", "WATCHDOG_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,8 @@ class _Listeners:
     """The sockets of all processes; they outlive each of them."""
 
     def __init__(self, settings: Settings) -> None:
+        # Only tried here, so that a bad one is known before anything starts: each process reads its own.
+        self._is_secure = [Certificates(settings.listen, name).context is not None for name in ("api", "web")]
         with ExitStack() as stack:
             self.api = [stack.enter_context(sock) for sock in bind(settings.listen.api, "listen.api", settings.workers)]
             (self.web,) = (stack.enter_context(sock) for sock in bind(settings.listen.web, "listen.web"))
@@ -66,7 +76,8 @@ class _Listeners:
 
     def urls(self) -> tuple[str, str, str]:
         """Return where api, web and metrics are."""
-        return url_of(self.api[0]), url_of(self.web), url_of(self.metrics)
+        api, web = self._is_secure
+        return url_of(self.api[0], secure=api), url_of(self.web, secure=web), url_of(self.metrics)
 
     def close_api(self) -> None:
         """Close our own ends; the gateways close theirs."""
@@ -81,22 +92,25 @@ class _Listeners:
 Announce = Callable[[Serving], Awaitable[None]]
 
 
-async def serve(settings: Settings, announce: Announce, mock: socket.socket | None = None) -> None:
+async def serve(settings: Settings, reread: Reread, announce: Announce, mock: socket.socket | None = None) -> None:
     """Run everything until SIGTERM or Ctrl-C; `announce` is awaited when all listeners answer.
 
-    `mock` is a listening socket for the mock provider. Raises OperatorError, StoreUnavailable.
+    `reread` returns the settings as they are now, when a reload is asked for. `mock` is a listening socket for the mock
+    provider. Raises OperatorError, StoreUnavailable.
     """
-    stop = StopRequest()
+    signals = Signals()
     stores = EmbeddedStores(settings)
     try:
         # In threads: it may take a second or more, and signals are to be noticed meanwhile.
         await asyncio.to_thread(stores.claim)
+        harden()  # not before the data directory is there: as root, another account has to get through it
         with closing(_Listeners(settings)) as listeners:
             running = await asyncio.to_thread(stores.serve)
             await migrate(running.stores.postgres)
             stores.share()
-            if not stop.asked.is_set():
-                await _Supervisor(listeners, stores, stop).run(running, announce, mock)
+            if not signals.stop.is_set():
+                reloading = Reloading(settings, running, reread)
+                await _Supervisor(listeners, stores, signals, reloading, mock).run(announce)
     finally:
         await asyncio.to_thread(stores.close)
 
@@ -104,50 +118,67 @@ async def serve(settings: Settings, announce: Announce, mock: socket.socket | No
 class _Supervisor:
     """The children and the watch over them, between the start of the stores and their stop."""
 
-    def __init__(self, listeners: _Listeners, stores: EmbeddedStores, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        listeners: _Listeners,
+        stores: EmbeddedStores,
+        signals: Signals,
+        reloading: Reloading,
+        mock: socket.socket | None,
+    ) -> None:
         self._listeners = listeners
+        self._mock = mock
         self._stores = stores
-        self._stop = stop
+        self._signals = signals
+        self._reloading = reloading
+        self._notifier = Notifier(environment())
+        self._metrics = Metrics()  # of this process, which does little
         self._tally = Tally()
         self._gateways: list[Child] = []
         self._others: list[Child] = []
-        self._drain_s = 0.0
 
-    async def run(self, settings: Settings, announce: Announce, mock: socket.socket | None) -> None:
+    async def run(self, announce: Announce) -> None:
         """Start the children, keep them running until a stop is asked for, stop them."""
-        self._plan(settings, mock)
-        self._drain_s = settings.bounds.drain_ms / 1000
-        for child in self._children():
-            tasks.spawn("child", child.keep())
-        try:
+        settings = self._reloading.settings
+        for role, plan in self._plans(settings):
+            place = self._gateways if role is Role.GATEWAY else self._others
+            place.append(Child(plan, self._tally))
+        with (
+            tasks.running("watchdog", self._notifier.keep_alive()),
+            tasks.running("watch-stores", self._watch_stores()),
+            tasks.running("collect-metrics", self._collect_metrics()),
+        ):
+            for child in self._children():
+                tasks.spawn("child", child.keep())
             async with metrics_listener(self._listeners.metrics, self._render):
-                await self._until_ready()
-                if not self._stop.asked.is_set():
-                    await announce(Serving(settings, *self._listeners.urls()))
-                    await self._watch_until_stop()
-        finally:
-            await self._stop_children()
+                try:
+                    await self._until_ready()
+                    if not self._signals.stop.is_set():
+                        await announce(Serving(settings, *self._listeners.urls()))
+                        self._notifier.ready()
+                        await self._serve_until_stop()
+                finally:
+                    await self._stop_children()
 
     def _children(self) -> list[Child]:
         return [*self._gateways, *self._others]
 
-    def _plan(self, settings: Settings, mock: socket.socket | None) -> None:
+    def _plans(self, settings: Settings) -> Iterator[tuple[Role, Plan]]:
+        """Yield what each child is, in the order of the children."""
         # A gateway never opens the database, so it is not told where it is.
         without_database = replace(settings, stores=replace(settings.stores, postgres=EMBEDDED))
         full, bare = child_environment(settings, Role.GATEWAY), child_environment(settings, Role.CONSOLE)
         for sock in self._listeners.api:
-            plan = Plan(Role.GATEWAY, (Role.GATEWAY,), without_database, sock, full)
-            self._gateways.append(Child(plan, self._tally))
-        console = Plan(Role.CONSOLE, (Role.CONSOLE, "--with-jobs"), settings, self._listeners.web, bare)
-        self._others.append(Child(console, self._tally))
-        if mock is not None:
-            plan = Plan(Role.MOCK_PROVIDER, (Role.MOCK_PROVIDER,), without_database, mock, bare)
-            self._others.append(Child(plan, self._tally))
+            yield Role.GATEWAY, Plan(Role.GATEWAY, (Role.GATEWAY,), without_database, sock, full)
+        yield Role.CONSOLE, Plan(Role.CONSOLE, (Role.CONSOLE, "--with-jobs"), settings, self._listeners.web, bare)
+        if self._mock is not None:
+            mock = Plan(Role.MOCK_PROVIDER, (Role.MOCK_PROVIDER,), without_database, self._mock, bare)
+            yield Role.MOCK_PROVIDER, mock
 
     async def _until_ready(self) -> None:
         """Return when all children serve or a stop was asked for. Raises OperatorError when one cannot."""
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self._stop.asked.is_set() and not all(child.ready.is_set() for child in self._children()):
+        while not self._signals.stop.is_set() and not all(child.ready.is_set() for child in self._children()):
             for child in self._children():
                 if child.hopeless:
                     raise OperatorError(child.hopeless)
@@ -155,14 +186,30 @@ class _Supervisor:
                 raise OperatorError("not every process was ready in time; what they said stands above")
             await asyncio.sleep(_POLL_S)
 
-    async def _watch_until_stop(self) -> None:
-        watching = [
-            tasks.spawn("watch-stores", self._watch_stores()),
-            tasks.spawn("collect-metrics", self._collect_metrics()),
-        ]
-        await self._stop.asked.wait()
-        for task in watching:
-            task.cancel()
+    async def _serve_until_stop(self) -> None:
+        """Return when a stop was asked for, and whoever sends requests here has had the time to notice."""
+        with tasks.running("reload", self._reloading.run(self._signals, self._reload, self._metrics, self._notifier)):
+            await self._signals.stop.wait()
+        self._notifier.stopping()
+        for child in self._children():
+            child.drain()
+        await wait(self._signals.hurry, self._reloading.settings.bounds.drain_delay_ms / 1000)
+
+    async def _reload(self, settings: Settings) -> None:
+        """Let all children use these settings, or none. Raises OperatorError."""
+        try:
+            await self._tell_all(settings)
+        except OperatorError:
+            with suppress(OperatorError):  # who did not take the new ones still has the old
+                await self._tell_all(self._reloading.settings)
+            raise
+
+    async def _tell_all(self, settings: Settings) -> None:
+        plans = (plan for _, plan in self._plans(settings))
+        told = [child.reload(plan) for child, plan in zip(self._children(), plans, strict=True)]
+        for outcome in await asyncio.gather(*told, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _watch_stores(self) -> None:
         """Start embedded servers that have ended once more, however often it takes."""
@@ -186,23 +233,27 @@ class _Supervisor:
 
     async def _render(self) -> bytes:
         snapshots = await asyncio.gather(*(child.snapshot() for child in self._children()))
-        return self._tally.total(snapshots)
+        return self._tally.total([*snapshots, self._metrics.render()])
 
     async def _stop_children(self) -> None:
         """Gateways first, because the others write down what their last answers add."""
-        hurrying = tasks.spawn("hurry", self._kill_on_hurry())
-        for child in self._gateways:
-            child.ask_to_stop()
-        self._listeners.close_api()  # from here on a new connection is refused, not left waiting
-        await asyncio.gather(*(child.stopped(self._drain_s + _STOP_MARGIN_S) for child in self._gateways))
-        for child in self._others:
-            child.ask_to_stop()
-        await asyncio.gather(*(child.stopped(_STOP_MARGIN_S) for child in self._others))
-        hurrying.cancel()
+        patience_s = self._reloading.settings.bounds.drain_ms / 1000 + _STOP_MARGIN_S
+        with tasks.running("hurry", self._hurry_gateways()):
+            for child in self._gateways:
+                child.ask_to_stop()
+            self._listeners.close_api()  # from here on a new connection is refused, not left waiting
+            await asyncio.gather(*(child.stopped(patience_s) for child in self._gateways))
+            for child in self._others:
+                child.ask_to_stop()
+            await asyncio.gather(*(child.stopped(_STOP_MARGIN_S) for child in self._others))
 
-    async def _kill_on_hurry(self) -> None:
-        await self._stop.hurry.wait()
-        for child in self._gateways:  # the others end by themselves, and write down what there is
+    async def _hurry_gateways(self) -> None:
+        """When asked to hurry, have open answers ended; the others end by themselves, and write down what there is."""
+        await self._signals.hurry.wait()
+        for child in self._gateways:
+            child.hurry()
+        await asyncio.sleep(_HURRY_S)
+        for child in self._gateways:
             child.kill()
 
 

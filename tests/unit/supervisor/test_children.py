@@ -6,12 +6,14 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import aiohttp
 import pytest
 
 from edgeproxy import tasks
 from edgeproxy.config import Settings, Stores, environment
+from edgeproxy.errors import OperatorError
 from edgeproxy.supervisor import children
 from edgeproxy.supervisor.children import Child, Plan
 from edgeproxy.supervisor.listeners import bind, url_of
@@ -117,6 +119,58 @@ async def test_a_frozen_child_delays_a_scrape_but_shortly_and_is_asked_once(
     os.kill(pid_of(child), signal.SIGCONT)
     await until(lambda: not child._asked)
     assert await child.snapshot()
+
+
+async def test_a_child_goes_by_other_settings_and_who_replaces_it_does_too(start: Start):
+    child = await start()
+    await asyncio.wait_for(child.ready.wait(), 20)
+    other = replace(child._plan, settings=Settings(workers=2))
+    await child.reload(other)
+    first = pid_of(child)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: pid_of(child) != first and child._channel is not None)
+    assert child._told is other.settings
+
+
+async def test_a_child_that_was_starting_meanwhile_is_told_as_soon_as_it_serves(start: Start):
+    child = await start()
+    other = replace(child._plan, settings=Settings(workers=2))
+    await until(lambda: child._told is not None)
+    await child.reload(other)
+    child.drain()
+    assert child._told is not other.settings
+    await asyncio.wait_for(child.ready.wait(), 20)
+    await asyncio.wait_for(child._reloaded.wait(), 20)
+    assert child._told is other.settings
+    assert await child.snapshot(), "it took the settings, and goes on serving"
+
+
+async def test_a_child_that_cannot_use_other_settings_says_why(start: Start):
+    child = await start()
+    await asyncio.wait_for(child.ready.wait(), 20)
+    with pytest.raises(OperatorError, match="mock-provider goes on with the old settings: profile = 'none'"):
+        await child.reload(replace(child._plan, settings=Settings(profile="none")))
+    await child.reload(replace(child._plan, settings=Settings()))
+
+
+async def test_a_child_that_is_frozen_holds_up_a_reload_but_for_a_while(start: Start, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(children, "_RELOAD_TIMEOUT_S", 0.1)
+    child = await start()
+    await asyncio.wait_for(child.ready.wait(), 20)
+    os.kill(pid_of(child), signal.SIGSTOP)
+    with pytest.raises(OperatorError, match="does not answer"):
+        await child.reload(replace(child._plan, settings=Settings(workers=2)))
+    os.kill(pid_of(child), signal.SIGCONT)
+
+
+async def test_a_child_that_is_told_to_hurry_goes_on_until_it_is_asked_to_stop(start: Start):
+    child = await start()
+    child.hurry()
+    await asyncio.wait_for(child.ready.wait(), 20)
+    child.hurry()
+    assert await child.snapshot()
+    child.ask_to_stop()
+    await child.stopped(10)
 
 
 async def test_a_child_ends_when_its_supervisor_is_gone(start: Start):

@@ -75,6 +75,7 @@ def test_addresses_are_shown_as_somebody_would_type_them():
     (four,) = bind("localhost:0", "listen.api")
     with closing(four):
         assert url_of(four) == f"http://{four.getsockname()[0]}:{four.getsockname()[1]}"
+        assert url_of(four, secure=True) == f"https://{four.getsockname()[0]}:{four.getsockname()[1]}"
     (six,) = bind("[::1]:0", "listen.api")
     with closing(six):
         assert url_of(six) == f"http://[::1]:{six.getsockname()[1]}"

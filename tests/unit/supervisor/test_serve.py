@@ -1,6 +1,8 @@
 """The supervisor's parts; the whole of it is shown where it is run."""
 
 import socket
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from edgeproxy.config import Listen, Provider, Settings
 from edgeproxy.errors import OperatorError
 from edgeproxy.supervisor.roles import Role
 from edgeproxy.supervisor.serve import Serving, _Listeners, child_environment, listener_lines, serve
+from tests.support.certificates import make_pair
 
 ENVIRONMENT = {
     "PATH": "/bin",
@@ -16,6 +19,8 @@ ENVIRONMENT = {
     "EDGEPROXY_CONFIG": "edgeproxy.toml",
     "PGPASSWORD": "p",
     "DATABASE_URL": "postgresql://u:p@h/d",
+    "NOTIFY_SOCKET": "/run/notify",
+    "WATCHDOG_USEC": "1000000",
 }
 
 
@@ -31,7 +36,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 def test_no_child_gets_our_settings_or_a_database_in_its_environment(settings: Settings, role: Role):
     environ = child_environment(settings, role)
     assert environ["PATH"] == "/bin"
-    assert not environ.keys() & {"EDGEPROXY_STORES_POSTGRES", "EDGEPROXY_CONFIG", "PGPASSWORD", "DATABASE_URL"}
+    assert not environ.keys() & (ENVIRONMENT.keys() - {"PATH", "A_SECRET"})
 
 
 def test_the_providers_secrets_are_for_gateways_alone(settings: Settings):
@@ -57,6 +62,16 @@ def test_there_is_a_socket_for_each_worker_and_all_are_closed_at_the_end(setting
     assert [sock.fileno() for sock in (*listeners.api, listeners.web, listeners.metrics)] == [-1] * 4
 
 
+def test_what_speaks_tls_is_shown_so_and_a_bad_certificate_is_known_before_anything_starts(tmp_path: Path):
+    pair = make_pair(tmp_path)
+    listen = Listen("127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", **pair.settings())
+    with closing(_Listeners(Settings(listen=listen))) as listeners:
+        assert [url.partition(":")[0] for url in listeners.urls()] == ["https", "http", "http"]
+    pair.key.write_bytes(b"nonsense")
+    with pytest.raises(OperatorError, match="api_certificate"):
+        _Listeners(Settings(listen=listen))
+
+
 def test_a_busy_port_leaves_no_other_socket_open(settings: Settings):
     with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as free:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
@@ -74,4 +89,4 @@ async def test_a_data_directory_that_cannot_be_used_is_one_line(settings: Settin
         pytest.fail("nothing serves")
 
     with pytest.raises(OperatorError, match="cannot use data_dir"):
-        await serve(Settings(data_dir=tmp_path / "file" / "data"), announce)
+        await serve(settings := Settings(data_dir=tmp_path / "file" / "data"), lambda: settings, announce)
