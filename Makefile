@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NO_PACKAGES = { echo "edgeproxy: the packages could not be installed; is the network reachable?" >&2; exit 1; }
 
-.PHONY: demo test compat fuzz lint clean
+.PHONY: demo test docs compat fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo  ## try it out: everything started, a key, and lines to paste
@@ -17,6 +17,9 @@ test: lint  ## all checks and all tests
 compat: .venv/installed-test .venv/clients/installed  ## tools and clients that need packages of their own: Node 20, 1.2 GB
 	@cd tests/compat && npm ci --prefer-offline || $(NO_PACKAGES)
 	EDGEPROXY_TEST_COMPAT=1 .venv/bin/python -m pytest tests/compat tests/acceptance/clients/apart
+
+docs: .venv/installed-test  ## write the tables of the documents out of the code
+	.venv/bin/python -m tests.support.reference
 
 SECONDS ?= 60
 fuzz: .venv/installed-fuzz  ## what breaks the readers of answers and requests, looked for during SECONDS for each target

@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from edgeproxy import logs
+from edgeproxy.commands.doctor import doctor
 from edgeproxy.commands.keys import keys
 from edgeproxy.commands.options import child_options, config_option, json_option, settings_of
 from edgeproxy.config import EMBEDDED, Settings, environment, provider_secret
@@ -37,7 +38,7 @@ def demo(ctx: click.Context) -> None:
 
     from edgeproxy.demo import run_demo
 
-    uvloop.run(run_demo(settings_of(ctx)))
+    uvloop.run(run_demo(settings_of(ctx), lambda: settings_of(ctx)))
 
 
 @cli.command()
@@ -55,7 +56,7 @@ def serve(ctx: click.Context) -> None:
             click.echo(line)
         click.echo("ready    Ctrl-C stops it")
 
-    uvloop.run(run(settings_of(ctx), announce))
+    uvloop.run(run(settings_of(ctx), lambda: settings_of(ctx), announce))
 
 
 @cli.command()
@@ -90,12 +91,14 @@ def _run_role(ctx: click.Context, names: Sequence[str], listener: int | None, ch
     import uvloop
 
     from edgeproxy.embedded.stores import shared
+    from edgeproxy.supervisor.reloading import Reloading
     from edgeproxy.supervisor.roles import Role, run_alone, run_child
 
     roles = [Role(name) for name in names]
     if channel is not None:
         ctx.exit(uvloop.run(run_child(roles, listener, channel)))
-    uvloop.run(run_alone(roles[0], shared(settings_of(ctx))))
+    given = settings_of(ctx)
+    uvloop.run(run_alone(roles[0], Reloading(given, shared(given), lambda: settings_of(ctx))))
 
 
 @cli.command()
@@ -138,6 +141,8 @@ def check_config(ctx: click.Context, *, as_json: bool) -> None:
 
 def _check(settings: Settings) -> list[str]:
     """Return what is worth knowing of settings that are valid. Raises OperatorError when they are not."""
+    from edgeproxy.checkup.configuration import notes
+
     served = {model.provider for model in settings.model}
     for provider in settings.provider:
         if provider.name in served:
@@ -145,11 +150,7 @@ def _check(settings: Settings) -> list[str]:
     embedded = settings.stores.redis == settings.stores.postgres == EMBEDDED
     if not embedded and not settings.secrets.pepper_file:
         raise OperatorError("stores are named, so name the pepper as well: set secrets.pepper_file")
-    notes = []
-    if not settings.model:
-        notes.append("no [[model]] is configured, so every request for a model gets 404")
-    notes.extend(f"no [[model]] uses provider {each.name!r}" for each in settings.provider if each.name not in served)
-    return notes
+    return [note.found for note in notes(settings)]
 
 
 @cli.command("mock-provider")
@@ -172,18 +173,19 @@ def mock_provider(
     import uvloop
 
     from edgeproxy.mock_provider.server import Options, running
-    from edgeproxy.supervisor.stopping import StopRequest
+    from edgeproxy.supervisor.signals import Signals
 
     async def answer() -> None:
-        stop = StopRequest()
+        signals = Signals()
         async with running(listen, Options(interval_ms=interval_ms, recordings=recordings)) as mock:
             click.echo(f"mock     {mock.url}")
             click.echo("ready    Ctrl-C stops it")
-            await stop.asked.wait()
+            await signals.stop.wait()
 
     uvloop.run(answer())
 
 
+cli.add_command(doctor)
 cli.add_command(keys)
 
 

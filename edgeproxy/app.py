@@ -14,12 +14,13 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from edgeproxy import tasks
-from edgeproxy.config import Settings, environment
+from edgeproxy.config import Jobs, Settings, environment
 from edgeproxy.console.routes import make_runner
 from edgeproxy.control.installation import Control, claim
 from edgeproxy.embedded.secrets import read_pepper
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.gateway.authentication import Authentication
+from edgeproxy.gateway.gate import open_listener
 from edgeproxy.gateway.handler import Handler
 from edgeproxy.gateway.server import Server
 from edgeproxy.gateway.settlement import Settlements
@@ -30,69 +31,185 @@ from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.jobs.loops import run as run_jobs
 from edgeproxy.metrics import Metrics
 from edgeproxy.store.database import connect
+from edgeproxy.tls import Certificates
 
-_BACKLOG = 1024
+_AT_ONCE_S = 0.05  # no time is no limit to aiohttp
+
+
+class Running:
+    """A role while it runs, and what can be asked of it. Where nothing has to be done for it, nothing is."""
+
+    def drain(self) -> None:
+        """Say from now on that nothing new should come; go on serving."""
+
+    def hurry(self) -> None:
+        """When the role ends, do not wait for what is open."""
+
+    async def reload(self, settings: Settings) -> None:
+        """Use these settings from now on; what is running finishes with the old ones.
+
+        Raises OperatorError, and has changed nothing then.
+        """
 
 
 @asynccontextmanager
-async def gateway_role(settings: Settings, sock: socket.socket, metrics: Metrics) -> AsyncIterator[None]:
+async def gateway_role(settings: Settings, sock: socket.socket, metrics: Metrics) -> AsyncIterator[Running]:
     """Serve the data plane on `sock` while the block runs; on exit open answers may finish within `bounds.drain_ms`."""
-    asyncio.get_running_loop().set_exception_handler(tasks.report)
-    stores = settings.stores
-    upstreams = Upstreams(settings, environment())
-    hot = HotState(stores.redis, stores.redis_timeout_ms, stores.redis_waiting, metrics.redis_seconds)
-    authentication = Authentication(hot, peppers(settings), settings.key_prefix, stores.key_cache)
-    settlements = Settlements(hot, metrics)
-    handler = Handler(settings, hot, authentication, upstreams, settlements, metrics)
-    server = Server(handler.handle, settings.bounds, metrics)
-    await hot.start()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tasks.report)
+    gateway = _Gateway(settings, metrics)
+    await gateway.hot.start()
     try:
-        listener = await asyncio.get_running_loop().create_server(server, sock=sock, backlog=_BACKLOG)
+        listener = await open_listener(settings, "api", sock, gateway.server, gateway.certificates, metrics)
         try:
-            yield
+            yield gateway
         finally:
             listener.close()
-            await server.shutdown(settings.bounds.drain_ms / 1000)
+            await gateway.finish_answers()
     finally:
-        await settlements.finish()
-        upstreams.close()
-        await hot.close()
+        await gateway.settlements.finish()
+        gateway.upstreams.close()
+        await gateway.hot.close()
+
+
+class _Gateway(Running):
+    """The data plane of one process. A reload builds anew what depends on settings, and lets the old run out."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        stores = settings.stores
+        self._metrics = metrics
+        self.certificates = Certificates(settings.listen, "api")
+        self.hot = HotState(stores.redis, stores.redis_timeout_ms, stores.redis_waiting, metrics.redis_seconds)
+        self._authentication = Authentication(self.hot, peppers(settings), settings.key_prefix, stores.key_cache)
+        self.settlements = Settlements(self.hot, metrics)
+        self._hurry = asyncio.Event()
+        self.server = Server(self._handle, settings.bounds, metrics)
+        self._use(settings, Upstreams(settings, environment()))
+
+    def _use(self, settings: Settings, upstreams: Upstreams) -> None:
+        self._settings = settings
+        self.upstreams = upstreams
+        self._handler = Handler(settings, self.hot, self._authentication, upstreams, self.settlements, self._metrics)
+        self.server.use(settings.bounds)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        return await self._handler.handle(request)
+
+    def drain(self) -> None:
+        """Turn `/readyz` into 503."""
+        self._handler.is_draining = True
+
+    def hurry(self) -> None:
+        """End open answers, and charge what passed."""
+        self._hurry.set()
+
+    async def reload(self, settings: Settings) -> None:
+        """Take new requests by these settings, to the same connections where a provider is the same."""
+        before = self.upstreams
+        upstreams = Upstreams(settings, environment(), before)
+        self.certificates.reload(settings.listen)  # the last that can fail: from here on everything changes
+        self._use(settings, upstreams)
+        before.close(successor=self.upstreams)
+
+    async def finish_answers(self) -> None:
+        """Return when open answers are over, the drain time is, or somebody is in a hurry."""
+        closing = tasks.spawn("drain", self.server.shutdown(self._settings.bounds.drain_ms / 1000))
+        with tasks.running("hurry", self._hurry.wait()) as hurrying:
+            await asyncio.wait([closing, hurrying], return_when=asyncio.FIRST_COMPLETED)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing])
+            await self.server.shutdown(_AT_ONCE_S)
 
 
 @asynccontextmanager
-async def console_role(settings: Settings, sock: socket.socket, metrics: Metrics) -> AsyncIterator[None]:  # noqa: ARG001
+async def console_role(settings: Settings, sock: socket.socket, metrics: Metrics) -> AsyncIterator[Running]:
     """Serve pages and the JSON API on `sock` while the block runs."""
     async with open_control(settings) as control:
-        runner = make_runner(control)
+        console = _Console(settings)
+        runner = make_runner(control, console.draining)
         await runner.setup()
         try:
-            await web.SockSite(runner, sock).start()
-            yield
+            make = cast("web.Server", runner.server)
+            listener = await open_listener(settings, "web", sock, make, console.certificates, metrics)
+            try:
+                yield console
+            finally:
+                listener.close()
         finally:
             await runner.cleanup()
 
 
+class _Console(Running):
+    """The console of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.certificates = Certificates(settings.listen, "web")
+        self.draining = asyncio.Event()
+
+    async def reload(self, settings: Settings) -> None:
+        """Show new connections the certificate that there is now."""
+        self.certificates.reload(settings.listen)
+
+    def drain(self) -> None:
+        """Turn `/readyz` into 503."""
+        self.draining.set()
+
+
 @asynccontextmanager
-async def jobs_role(settings: Settings, metrics: Metrics) -> AsyncIterator[None]:
+async def jobs_role(settings: Settings, metrics: Metrics) -> AsyncIterator[Running]:
     """Do the background work while the block runs; what can be flushed at the end is."""
     async with open_control(settings) as control:
-        work = tasks.spawn("jobs", run_jobs(control, settings.jobs, metrics))
-        owner = cast("asyncio.Task[None]", asyncio.current_task())
-
-        def ended(_: object) -> None:  # nothing would be flushed any more: the process has to end, and be started again
-            owner.cancel()
-
-        work.add_done_callback(ended)
+        jobs = _Jobs(control, settings.jobs, metrics)
         try:
-            yield
+            yield jobs
         except asyncio.CancelledError:
-            if work.done():
+            if jobs.have_failed:
                 raise OperatorError("the background work failed; the log says what it was") from None
             raise
         finally:
-            work.remove_done_callback(ended)
-            work.cancel()
-            await asyncio.wait([work])
+            await jobs.end()
+
+
+class _Jobs(Running):
+    """The background work of one process. Made in the task that has to end when the work does."""
+
+    def __init__(self, control: Control, settings: Jobs, metrics: Metrics) -> None:
+        self._control = control
+        self._metrics = metrics
+        self._owner = cast("asyncio.Task[None]", asyncio.current_task())
+        self._has_ended = False
+        self._begin(settings)
+
+    @property
+    def have_failed(self) -> bool:
+        """Whether the work ended by itself."""
+        return self._work.done()
+
+    async def reload(self, settings: Settings) -> None:
+        """Do a last round by the old settings, where they differ, and go on with the new ones."""
+        if settings.jobs != self._settings:
+            await self._stop()
+            if not self._has_ended:  # meanwhile
+                self._begin(settings.jobs)
+
+    async def end(self) -> None:
+        """Do a last round, and end."""
+        self._has_ended = True
+        await self._stop()
+
+    def _begin(self, settings: Jobs) -> None:
+        self._settings = settings
+        self._work = tasks.spawn("jobs", run_jobs(self._control, settings, self._metrics))
+        self._work.add_done_callback(self._failed)
+
+    def _failed(self, _: object) -> None:
+        self._owner.cancel()  # nothing would be flushed any more: the process has to end, and be started again
+
+    async def _stop(self) -> None:
+        self._work.remove_done_callback(self._failed)
+        self._work.cancel()
+        await asyncio.wait([self._work])
 
 
 @asynccontextmanager

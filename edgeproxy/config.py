@@ -4,20 +4,21 @@ One TOML file, overridden by environment variables (`EDGEPROXY_LISTEN_API` for `
 is an error with a suggestion, so that a typing mistake never runs as a default. Nothing here opens a connection.
 """
 
-import difflib
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from edgeproxy.domain.features import Feature
+from edgeproxy.domain.peers import parse_network
 from edgeproxy.errors import OperatorError
+from edgeproxy.tables import between, build, one_of, overlay, positive, shown, variables
 
 EMBEDDED = "embedded"
 DIALECTS = ("openai", "anthropic", "gemini")
@@ -28,12 +29,12 @@ ENVIRONMENT_PREFIX = "EDGEPROXY_"
 _CONFIG_VARIABLE = "EDGEPROXY_CONFIG"
 _TEST_PREFIX = "EDGEPROXY_TEST_"
 
-_MOST = 10**12  # of any bound: a terabyte, or thirty years in ms
+_MAY_BE_NOTHING = ("drain_delay_ms",)
 # Visible ASCII, because it is put into a request; no query, and no secret before an @.
 _BASE_URL = re.compile(r"https?://(?:(?![?#@])[!-~])+")
+# As browsers send it: lower case, without a path, and without the port that the scheme has anyway.
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-T = TypeVar("T")
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -49,9 +50,29 @@ def _table(kind: type[Any], doc: str) -> Any:
 class Listen:
     """Where the three listeners are, as HOST:PORT."""
 
-    api: str = _setting("127.0.0.1:8080", "Data plane: what clients call. Plain HTTP, so loopback only.")
-    web: str = _setting("127.0.0.1:8081", "JSON API of the usage of a key. Plain HTTP, so loopback only.")
+    api: str = _setting(
+        "127.0.0.1:8080",
+        "Data plane: what clients call. Other addresses than loopback need a certificate or `trusted_proxies`.",
+    )
+    web: str = _setting("127.0.0.1:8081", "JSON API of the usage of a key. What holds for `api` holds here.")
     metrics: str = _setting("127.0.0.1:9464", "Prometheus metrics: no key, no content, but keep it internal.")
+    api_certificate: str = _setting("", "PEM file with the certificate of `api` and its chain. Empty: plain HTTP.")
+    api_private_key: str = _setting("", "PEM file with its key, which nobody else on the machine may read.")
+    web_certificate: str = _setting("", "PEM file with the certificate of `web` and its chain. Empty: plain HTTP.")
+    web_private_key: str = _setting("", "PEM file with its key.")
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        "Addresses or networks of proxies that speak TLS with clients and plain HTTP with us. Whoever can send from"
+        " there is believed: name nothing wider than your proxies. Without certificates all others are turned away.",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        "Web pages that may call `api` from a browser, as origins such as https://app.example. Empty: none. A key in a"
+        " page is everybody's who opens the page.",
+    )
+    proxy_protocol: bool = _setting(
+        False, "Every connection to `api` begins with a PROXY header (version 1 or 2), as HAProxy's send-proxy has it."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +111,43 @@ class Bounds:
     max_buffered_bytes: int = _setting(
         512 * 2**20, "Request bodies that one worker holds at once, all together; beyond, 503."
     )
-    max_header_bytes: int = _setting(16 * 2**10, "Longest request line and longest single header; beyond, 400.")
+    max_header_bytes: int = _setting(32 * 2**10, "Request line and headers of a request together; beyond, 431.")
+    max_headers: int = _setting(100, "Headers of a request; beyond, 431.")
+    max_client_connections: int = _setting(
+        10_000,
+        "Client connections that one worker has open; beyond, a new one is answered 503 and closed. How many requests"
+        " one key may have open is a setting of the key (`concurrency`); addresses are not counted.",
+    )
     max_metered_bytes: int = _setting(
         16 * 2**20,
         "How much of one unary answer, or of one event of a stream, is held to read its usage; beyond, an estimate is"
         " charged.",
     )
-    body_timeout_ms: int = _setting(60_000, "How long a request body may take to arrive; then 408.")
+    head_timeout_ms: int = _setting(
+        10_000, "How long the headers of a request may take, from their first byte to their last; then 408."
+    )
+    body_timeout_ms: int = _setting(
+        300_000, "How long a request body may take to arrive, without the time that a provider takes for it; then 408."
+    )
+    body_silence_ms: int = _setting(30_000, "How long nothing may come in the middle of a request body; then 408.")
+    min_bytes_per_s: int = _setting(
+        1000,
+        "The slowest client: how many bytes of a request body have to come each second after the first 10; and how many"
+        " of a waiting answer have to be taken, on average over `client_slow_ms`.",
+    )
+    client_slow_ms: int = _setting(
+        30_000, "How long a client may be too slow in taking an answer that waits for it; then it is disconnected."
+    )
+    handshake_timeout_ms: int = _setting(
+        10_000, "How long a TLS handshake, or a PROXY header, may take; then the connection is closed."
+    )
     keepalive_ms: int = _setting(75_000, "How long an idle client connection is kept.")
     drain_ms: int = _setting(30_000, "How long open streams may go on after a stop was asked for.")
+    drain_delay_ms: int = _setting(
+        0,
+        "How long after a stop was asked for new requests are still taken, while /readyz says 503: a little longer than"
+        " a load balancer needs to notice. 0 without one.",
+    )
     reserve_output_tokens: int = _setting(
         4096, "Output tokens reserved for a request at most; what an answer uses beyond is charged when it is known."
     )
@@ -114,6 +163,17 @@ class Jobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Logs:
+    """What is told on standard error, beside what goes wrong."""
+
+    access: bool = _setting(
+        False,
+        "A line for each finished or refused request of a known key: its id, the key's id, dialect, operation, model,"
+        " status, tokens, ms. Never content, a path, a header or an address. What reads standard error has to keep up.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """One upstream: an address we call, the dialect it speaks, and our own secret there."""
 
@@ -121,6 +181,9 @@ class Provider:
     dialect: str = _setting("openai", "`openai` (OpenAI, DeepSeek, xAI and all compatible), `anthropic` or `gemini`.")
     base_url: str = _setting(
         "", "Address as the dialect's own SDK takes it, such as https://api.openai.com; plain http on loopback only."
+    )
+    ca_file: str = _setting(
+        "", "PEM file with the authorities to trust there in place of the system's: for servers of your own."
     )
     secret_env: str = _setting("", "Environment variable that holds our secret there.")
     secret_file: str = _setting("", "File that holds our secret there.")
@@ -171,6 +234,7 @@ class Settings:
     secrets: Secrets = _table(Secrets, "Our own secrets.")
     bounds: Bounds = _table(Bounds, "Bounds of the data plane.")
     jobs: Jobs = _table(Jobs, "Background work.")
+    logs: Logs = _table(Logs, "Logs.")
     provider: tuple[Provider, ...] = _setting((), "Providers.")
     model: tuple[Model, ...] = _setting((), "Models.")
 
@@ -185,15 +249,15 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError:
-            raise OperatorError(f"cannot read {_shown(str(path))}; check --config") from None
+            raise OperatorError(f"cannot read {shown(str(path))}; check --config") from None
         except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, a number or a nesting beyond measure
-            raise OperatorError(f"{_shown(str(path))} is not valid TOML: {error}") from None
+            raise OperatorError(f"{shown(str(path))} is not valid TOML: {error}") from None
     return from_tables(_with_environment(tables, environ))
 
 
 def from_tables(tables: dict[str, Any]) -> Settings:
     """Return settings, checked as a whole, from tables as TOML or JSON has them. Raises OperatorError."""
-    settings = _build(Settings, tables, "")
+    settings = build(Settings, tables, "")
     check(settings)
     return settings
 
@@ -217,13 +281,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def certificate_files(listen: Listen, name: str) -> tuple[str, str]:
+    """Return the files of the certificate and the private key of `api` or `web`, both empty for plain HTTP."""
+    return getattr(listen, f"{name}_certificate"), getattr(listen, f"{name}_private_key")
+
+
 def provider_secret(provider: Provider, environ: Mapping[str, str]) -> str:
     """Return our secret at a provider, read from where the configuration says. Raises OperatorError."""
     if provider.secret_env:
         secret = environ.get(provider.secret_env, "")
         where = f"the environment variable {provider.secret_env}"
     else:
-        where = _shown(provider.secret_file)
+        where = shown(provider.secret_file)
         try:
             secret = Path(provider.secret_file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
@@ -238,7 +307,7 @@ def allowed_features(provider: Provider) -> dict[Feature, int]:
     allowed = {}
     for row in provider.unmetered:
         name, _, tokens = row.partition("=")
-        _one_of(f"provider {provider.name!r}: unmetered", name, Feature)
+        one_of(f"provider {provider.name!r}: unmetered", name, Feature)
         if name in allowed:
             raise OperatorError(f"provider {provider.name!r}: unmetered names {name} twice; keep one")
         if not re.fullmatch("[0-9]{1,12}", tokens):
@@ -249,21 +318,45 @@ def allowed_features(provider: Provider) -> dict[Feature, int]:
 
 def check(settings: Settings) -> None:
     """Refuse what contradicts itself or what nothing would enforce. Raises OperatorError, one line."""
-    _one_of("profile", settings.profile, PROFILES)
-    _between("workers", settings.workers, 1, 64)
-    _between("stores.partitions", settings.stores.partitions, 1, 64)
+    one_of("profile", settings.profile, PROFILES)
+    between("workers", settings.workers, 1, 64)
+    between("stores.partitions", settings.stores.partitions, 1, 64)
     prefix = settings.key_prefix
     if not 1 <= len(prefix) <= 16 or not prefix.isascii() or not prefix.replace("-", "").replace("_", "").isalnum():
         raise OperatorError("key_prefix must be 1 to 16 letters, digits, - or _, for example ep-")
-    for name in ("api", "web", "metrics"):
-        host, _ = split_address(getattr(settings.listen, name), f"listen.{name}")
-        if name != "metrics" and not is_loopback(host):
-            raise OperatorError(f"listen.{name}: plain HTTP is served on loopback only; use 127.0.0.1 and a TLS proxy")
+    _check_listen(settings.listen)
     for table, section in (("stores", settings.stores), ("bounds", settings.bounds), ("jobs", settings.jobs)):
-        _positive(table, section)
+        positive(table, section, may_be_zero=_MAY_BE_NOTHING)
     _check_stores(settings)
     _check_providers(settings.provider)
     _check_models(settings)
+
+
+def _check_listen(listen: Listen) -> None:
+    split_address(listen.metrics, "listen.metrics")
+    for name in ("api", "web"):
+        host, _ = split_address(getattr(listen, name), f"listen.{name}")
+        certificate, key = certificate_files(listen, name)
+        if bool(certificate) != bool(key):
+            raise OperatorError(f"listen.{name}_certificate and listen.{name}_private_key belong together: give both")
+        if not (certificate or listen.trusted_proxies or is_loopback(host)):
+            raise OperatorError(
+                f"listen.{name}: plain HTTP is served on loopback only; use 127.0.0.1, give listen.{name}_certificate,"
+                " or name the TLS proxy before it in listen.trusted_proxies"
+            )
+    for origin in listen.cors_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise OperatorError(f"listen.cors_origins = {origin!r} is no origin; write it as in https://app.example")
+    for network in listen.trusted_proxies:
+        try:
+            parse_network(network)
+        except ValueError as error:
+            raise OperatorError(f"listen.trusted_proxies = {network!r}: {error}") from None
+    if listen.proxy_protocol and listen.api_certificate:
+        raise OperatorError(
+            "listen.proxy_protocol needs a proxy that ends TLS itself: its header comes in clear, before any handshake;"
+            " remove listen.api_certificate"
+        )
 
 
 def _check_stores(settings: Settings) -> None:
@@ -283,19 +376,21 @@ def _check_providers(providers: Iterable[Provider]) -> None:
         if not provider.name or provider.name in seen:
             raise OperatorError(f"{where}: every provider needs a name of its own")
         seen.add(provider.name)
-        _one_of(f"{where}: dialect", provider.dialect, DIALECTS)
-        _one_of(f"{where}: on_hang_up", provider.on_hang_up, ("drain", "close"))
+        one_of(f"{where}: dialect", provider.dialect, DIALECTS)
+        one_of(f"{where}: on_hang_up", provider.on_hang_up, ("drain", "close"))
         url = _parts(provider.base_url)
         if url is None or not url.hostname or not _BASE_URL.fullmatch(provider.base_url):
             raise OperatorError(f"{where}: base_url must be an address such as https://api.example.com")
         if url.scheme == "http" and not is_loopback(url.hostname):
             raise OperatorError(f"{where}: base_url must be https; plain http is for loopback only")
+        if url.scheme == "http" and provider.ca_file:
+            raise OperatorError(f"{where}: ca_file has no use with plain http; remove it, or use https")
         if bool(provider.secret_env) == bool(provider.secret_file):
             raise OperatorError(f"{where}: give either secret_env or secret_file")
         if provider.secret_env and not _VARIABLE.fullmatch(provider.secret_env):
             raise OperatorError(f"{where}: secret_env must be the name of an environment variable, not the secret")
         allowed_features(provider)
-        _positive(where, provider)
+        positive(where, provider)
 
 
 def _check_models(settings: Settings) -> None:
@@ -303,7 +398,7 @@ def _check_models(settings: Settings) -> None:
     for model in settings.model:
         if not model.match:
             raise OperatorError("a [[model]] has no match; give a pattern such as claude-*")
-        _one_of(f"model {model.match!r}: provider", model.provider, names)
+        one_of(f"model {model.match!r}: provider", model.provider, names)
         for name in model.list:
             if not fnmatchcase(name, model.match):
                 raise OperatorError(f"model {model.match!r}: list has {name!r}, which the pattern does not match")
@@ -321,117 +416,19 @@ def _parts(address: str) -> SplitResult | None:
     return None if has_port_zero else url
 
 
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in (known := list(known)):
-        raise OperatorError(f"{name} = {value!r} is not known{_suggestion(value, known)}")
-
-
-def _between(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise OperatorError(f"{name} must be {low} to {high}")
-
-
-def _positive(table: str, section: Any) -> None:
-    for each in fields(section):
-        value = getattr(section, each.name)
-        if type(value) is int and not 0 < value <= _MOST:
-            raise OperatorError(f"{table}.{each.name} must be greater than 0, and at most {_MOST}")
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known: {', '.join(known)}" if known else "; none is configured"
-
-
-def _shown(name: str) -> str:
-    """Return a name that somebody chose, fit for one line."""
-    return name if name.isprintable() else ascii(name)
-
-
 def _with_environment(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     """Return the tables with every EDGEPROXY_ variable laid over them."""
-    known = {variable: path for path, variable in environment_names()}
-    for variable, text in environ.items():
-        is_ours = variable.startswith(ENVIRONMENT_PREFIX) and variable != _CONFIG_VARIABLE
-        if not is_ours or variable.startswith(_TEST_PREFIX):
-            continue
-        if variable not in known:
-            raise OperatorError(f"environment variable {_shown(variable)} is no setting{_suggestion(variable, known)}")
-        *tops, name = known[variable]
-        table = tables
-        for top in tops:
-            table = table.setdefault(top, {})
-            if not isinstance(table, dict):
-                raise OperatorError(f"{top} must be a table")
-        table[name] = _Text(text)
-    return tables
+    ours = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name != _CONFIG_VARIABLE and not name.startswith(_TEST_PREFIX)
+    }
+    return overlay(tables, ours, {variable: path for path, variable in environment_names()})
 
 
 def environment_names() -> Iterable[tuple[tuple[str, ...], str]]:
     """Yield the path of each setting that the environment can override, and the variable's name."""
-    hints = get_type_hints(Settings)
-    for top in fields(Settings):
-        if is_dataclass(kind := hints[top.name]):
-            paths: list[tuple[str, ...]] = [(top.name, inner.name) for inner in fields(kind)]
-        elif get_args(kind):
-            continue  # lists of providers and models: in the file only
-        else:
-            paths = [(top.name,)]
-        for path in paths:
-            yield path, ENVIRONMENT_PREFIX + "_".join(path).upper()
-
-
-class _Text(str):
-    """A value from the environment: always text, to be read as the type of its setting."""
-
-    __slots__ = ()
-
-
-def _build(kind: type[T], table: Any, where: str) -> T:
-    """Return an instance of a settings dataclass from a TOML table. Raises OperatorError."""
-    if not isinstance(table, dict):
-        raise OperatorError(f"{where.rstrip('.')} must be a table")
-    known: dict[str, Field[Any]] = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
-    values = {}
-    for name, value in table.items():
-        if name not in known:
-            raise OperatorError(f"unknown setting {where}{_shown(name)}{_suggestion(name, known)}")
-        values[name] = _value(hints[name], value, f"{where}{name}")
-    return kind(**values)
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    """Return `value` as the type of the setting `name`. Raises OperatorError."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _build(kind, value, f"{name}.")
-    if get_args(kind):  # tuple[X, ...]
-        if not isinstance(value, list):
-            raise OperatorError(f"{name} must be a list")
-        return tuple(_value(get_args(kind)[0], each, f"{name}[{i}]") for i, each in enumerate(value))
-    if kind is Path and isinstance(value, str) and value:
-        return Path(value)
-    if isinstance(value, _Text):
-        return _from_text(kind, value, name)
-    if type(value) is not kind:
-        raise OperatorError(f"{name} must be {_TYPE_NAMES[kind]}")
-    return value
-
-
-def _from_text(kind: Any, value: str, name: str) -> Any:
-    if kind is bool and value in ("true", "false"):
-        return value == "true"
-    if kind is int and re.fullmatch("[0-9]{1,18}", value):
-        return int(value)
-    if kind is str:
-        return str(value)
-    raise OperatorError(f"{name} must be {_TYPE_NAMES[kind]}")
-
-
-_TYPE_NAMES = {int: "a whole number", str: "a string", bool: "true or false", Path: "a path"}
+    return variables(Settings, ENVIRONMENT_PREFIX)
 
 
 def environment() -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from edgeproxy.control.keys import create_key
 from edgeproxy.embedded.placement import make_data_dir
 from edgeproxy.embedded.secrets import own_secret
 from edgeproxy.supervisor.listeners import bind, url_of
+from edgeproxy.supervisor.reloading import Reread
 from edgeproxy.supervisor.serve import Serving, listener_lines, serve
 
 _MOCK_SECRET = "mock_provider_secret"  # noqa: S105 - the name of a file
@@ -44,20 +45,24 @@ _REAL = (
 )
 
 
-async def run_demo(settings: Settings) -> None:
-    """Run until Ctrl-C. Raises OperatorError, StoreUnavailable."""
+async def run_demo(settings: Settings, reread: Reread) -> None:
+    """Run until Ctrl-C; `reread` returns the settings as they are now. Raises OperatorError, StoreUnavailable."""
     data_dir = make_data_dir(settings.data_dir)
     (mock,) = bind("127.0.0.1:0", "the mock provider's address")
     with mock:
         secret_file = own_secret(data_dir, _MOCK_SECRET)
-        wired = with_providers(settings, environment(), url_of(mock), secret_file)
+
+        def wire(settings: Settings) -> Settings:
+            return with_providers(settings, environment(), url_of(mock), secret_file)
+
+        wired = wire(settings)
 
         async def announce(serving: Serving) -> None:
             for line in [*listener_lines(serving), f"mock     {url_of(mock)}", *await _welcome(serving, wired)]:
                 click.echo(line)
             click.echo(f"ready    Ctrl-C stops everything; keys and counts stay in {data_dir}")
 
-        await serve(wired, announce, mock)
+        await serve(wired, lambda: wire(reread()), announce, mock)
 
 
 def with_providers(settings: Settings, environ: Mapping[str, str], mock_url: str, secret_file: Path) -> Settings:

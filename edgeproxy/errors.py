@@ -45,8 +45,22 @@ INVALID_KEY = _kind(
     # No names of headers: Claude Code takes a message with one of them for its own, and tells of a login.
     "The API key is missing or not valid. Send a key that the administrator issued.",
 )
+HTTPS_REQUIRED = _kind(
+    "https_required",
+    403,  # neither 426 nor a redirect: a client that follows shows its key in clear each time, and nobody notices
+    _CLIENT,
+    "The request came to the proxy before this gateway over plain http. Use https, and ask for a new API key: this one"
+    " could be read on the way.",
+)
 PATH_NOT_FOUND = _kind("path_not_found", 404, _CLIENT, "This gateway does not serve this path.")
 METHOD_NOT_ALLOWED = _kind("method_not_allowed", 405, _CLIENT, "This path does not take this method.")
+NOT_IMPLEMENTED = _kind(
+    "not_implemented", 501, _CLIENT, "This method, or this transfer coding, is not spoken here. Use plain HTTP/1.1."
+)
+HEAD_TOO_LARGE = _kind("head_too_large", 431, _CLIENT, "The request has more or longer headers than are taken here.")
+HEAD_TIMEOUT = _kind(
+    "head_timeout", 408, _CLIENT, "The request's headers did not arrive in time. Send it again.", retryable=True
+)
 UPGRADE_REFUSED = _kind(
     "upgrade_refused", 426, _CLIENT, "WebSockets and other protocols are not spoken here. Use HTTP/1.1."
 )
@@ -125,8 +139,12 @@ INTERNAL = _kind("internal_error", 500, _INTERNAL, "The gateway failed to handle
 KINDS: tuple[ErrorKind, ...] = (
     BAD_HTTP,
     INVALID_KEY,
+    HTTPS_REQUIRED,
     PATH_NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    NOT_IMPLEMENTED,
+    HEAD_TOO_LARGE,
+    HEAD_TIMEOUT,
     UPGRADE_REFUSED,
     BODY_TIMEOUT,
     BODY_TOO_LARGE,

@@ -34,8 +34,25 @@ class Metrics:
         self.refusals = self._counter(
             "edgeproxy_refusals", "Requests answered by the gateway itself, by reason.", "reason"
         )
+        self.malformed = self._counter(
+            "edgeproxy_malformed_requests",
+            "Requests refused for their form, by the row of the table in gateway/hygiene.py, or `parser`.",
+            "rule",
+        )
+        self.slow_clients = self._counter(
+            "edgeproxy_slow_clients", "Connections cut because the client took its answer too slowly."
+        )
+        self.connections_refused = self._counter(
+            "edgeproxy_connections_refused",
+            "Connections closed before any HTTP: untrusted_peer (plain HTTP from a stranger), proxy_header (none, a"
+            " broken or a late one), full (as many as may be are open).",
+            "reason",
+        )
         self.upstream_errors = self._counter(
             "edgeproxy_upstream_errors", "Failures of providers, by error code or by HTTP status.", "provider", "error"
+        )
+        self.reloads = self._counter(
+            "edgeproxy_reloads", "Configurations read again: applied, or refused and nothing changed.", "outcome"
         )
         self.open_streams = self._gauge("edgeproxy_open_streams", "Answers that are being forwarded now.")
 

@@ -1,7 +1,8 @@
 """Background tasks that have a name, an owner and a witness. The only place that may start one."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from edgeproxy import logs
@@ -22,6 +23,16 @@ def spawn(name: str, coroutine: Coroutine[Any, Any, T], *, is_awaited: bool = Fa
     _running.add(task)
     task.add_done_callback(_ended_quietly if is_awaited else _ended)
     return task
+
+
+@contextmanager
+def running(name: str, coroutine: Coroutine[Any, Any, T]) -> Iterator[asyncio.Task[T]]:
+    """Have `coroutine` run as a task while the block runs; then it is cancelled, and not waited for."""
+    task = spawn(name, coroutine)
+    try:
+        yield task
+    finally:
+        task.cancel()
 
 
 def _ended_quietly(task: asyncio.Task[Any]) -> None:

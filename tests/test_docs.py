@@ -15,6 +15,7 @@ from edgeproxy.domain.features import Feature
 from edgeproxy.domain.usage import Usage
 from edgeproxy.providers import anthropic, gemini, openai
 from edgeproxy.providers.headers import ANSWER_HEADERS
+from tests.support import reference
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("loadtests/*.md")])
@@ -89,3 +90,22 @@ def test_every_header_that_may_pass_is_told_of(dialect: ModuleType) -> None:
     table = PROVIDERS.partition("## Keys, headers, query")[2]
     for name in dialect._CLIENT_HEADERS | dialect._ANSWER_HEADERS | ANSWER_HEADERS:
         assert f"`{name}`" in table, name
+
+
+@pytest.mark.parametrize("document", reference.TABLES)
+def test_the_tables_are_those_of_the_code(document: str) -> None:
+    text = (reference.DOCS / document).read_text(encoding="utf-8")
+    assert text == reference.written(document), f"docs/{document} is behind the code: run make docs"
+
+
+def test_every_threat_is_covered_by_a_test_that_there_is() -> None:
+    text = (ROOT / "THREAT_MODEL.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| threat ")]
+    assert len(rows) > 30
+    for row in rows:
+        shown = re.findall(r"`(tests/[^`]+)`", row)
+        assert shown, row
+        for each in shown:
+            path, _, name = each.partition("::")
+            assert (ROOT / path).is_file(), each
+            assert not name or re.search(rf"def {name}\b", (ROOT / path).read_text()), each

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeproxy.config import Bounds, Jobs, Listen, Model, Provider, Secrets, Settings, Stores, load
+from edgeproxy.config import Bounds, Jobs, Listen, Logs, Model, Provider, Secrets, Settings, Stores, load
 
 SAMPLE = Path(__file__).parents[1] / "config" / "edgeproxy.toml"
 
@@ -40,6 +40,7 @@ def test_the_first_provider_tells_the_defaults_too() -> None:
         (Secrets, ["secrets"]),
         (Bounds, ["bounds"]),
         (Jobs, ["jobs"]),
+        (Logs, ["logs"]),
         (Provider, ["provider", 0]),
         (Model, ["model", 0]),
     ],

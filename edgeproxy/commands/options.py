@@ -39,9 +39,14 @@ def child_options(command: _Command) -> _Command:
 
 def settings_of(ctx: click.Context) -> Settings:
     """Return the settings that the command line and the environment ask for. Raises OperatorError."""
+    return load(configuration_of(ctx), environment())
+
+
+def configuration_of(ctx: click.Context) -> Path | None:
+    """Return the file of the configuration, None when there is none."""
     variable = environment().get(CONFIG_VARIABLE)
-    path = ctx.find_root().obj or (Path(variable) if variable else None)
-    return load(path, environment())
+    path: Path | None = ctx.find_root().obj
+    return path or (Path(variable) if variable else None)
 
 
 def _remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:

@@ -5,7 +5,6 @@ request is logged, and no exception text leaves.
 """
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edgeproxy import logs, tasks
-from edgeproxy.control.installation import Control
+from edgeproxy.control.installation import Control, stores_away
 from edgeproxy.control.usage import usage_report
 from edgeproxy.errors import INTERNAL, INVALID_KEY, OperatorError, StoreUnavailable
 
@@ -24,6 +23,7 @@ ANSWER_TIMEOUT_S = 5.0  # a report takes milliseconds; a person who waits longer
 T = TypeVar("T")
 
 _CONTROL: web.AppKey[Control] = web.AppKey("control", Control)
+_DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -32,25 +32,37 @@ _HEADERS = {
 }
 
 
-def make_app(control: Control) -> web.Application:
-    """Return the application over an installation that belongs to the caller."""
+def make_app(control: Control, draining: asyncio.Event | None = None) -> web.Application:
+    """Return the application over an installation that belongs to the caller, who sets `draining` before the end."""
     app = web.Application(middlewares=[_answered], client_max_size=1)  # no path takes a body
     app[_CONTROL] = control
+    app[_DRAINING] = draining or asyncio.Event()
     app.router.add_get("/api/v1/usage", _usage)
     app.router.add_get("/healthz", _alive)
+    app.router.add_get("/readyz", _ready)
     return app
 
 
-def make_runner(control: Control) -> web.AppRunner:
+def make_runner(control: Control, draining: asyncio.Event | None = None) -> web.AppRunner:
     """Return what serves the application. aiohttp's own logs stay off: they print parts of requests."""
-    silent = logging.getLogger("edgeproxy.console")
-    silent.disabled = True
-    return web.AppRunner(make_app(control), access_log=None, logger=silent, handle_signals=False)
+    silent = logs.silent()
+    return web.AppRunner(make_app(control, draining), access_log=None, logger=silent, handle_signals=False)
 
 
 async def _alive(_request: web.Request) -> web.Response:
     """Say that the process answers, whatever the stores do."""
     return _json(200, {"status": "ok"})
+
+
+async def _ready(request: web.Request) -> web.Response:
+    """Say whether what is asked here can be answered, and else what is missing."""
+    missing = ["draining"] if request.app[_DRAINING].is_set() else []
+    try:
+        away = await _in_time(stores_away(request.app[_CONTROL]))
+    except StoreUnavailable as frozen:
+        away = [frozen.store]
+    missing += [f"{store} is away" for store in away]
+    return _json(503 if missing else 200, {"status": ", ".join(missing) or "ok"})
 
 
 async def _usage(request: web.Request) -> web.Response:

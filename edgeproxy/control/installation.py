@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from edgeproxy.domain.keys import pepper_fingerprint
+from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.store import installation
@@ -27,6 +28,17 @@ class Control:
     def now_ms(self) -> int:
         """Return Unix time in ms by this machine's clock: for what people read, never for windows."""
         return time.time_ns() // 1_000_000
+
+
+async def stores_away(control: Control) -> list[str]:
+    """Return the names of the stores that do not answer now. Each is given its own time limits."""
+    away = []
+    for ask in (control.streams.now_ms, control.database.ping):
+        try:
+            await ask()
+        except StoreUnavailable as error:
+            away.append(error.store)
+    return away
 
 
 async def claim(control: Control) -> None:

@@ -8,7 +8,6 @@ out closed before that is replaced silently. `written` says whether the whole re
 """
 
 import asyncio
-import ssl
 from collections import deque
 from typing import Protocol, cast
 from urllib.parse import urlsplit
@@ -26,6 +25,7 @@ from edgeproxy.errors import (
     GatewayError,
 )
 from edgeproxy.providers.base import Headers
+from edgeproxy.tls import for_provider
 
 MAX_HEAD_BYTES = 256 * 1024  # of an answer: far more than any provider sends, far less than would hurt
 _NO_BODY_STATUSES = (204, 304)
@@ -65,7 +65,7 @@ class Pool:
         self.host_header = url.netloc
         self._host = cast("str", url.hostname)
         self._port = url.port or (443 if url.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._tls = for_provider(provider) if url.scheme == "https" else None
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()  # those that are being opened, too
 

@@ -70,12 +70,9 @@ async def _send_rest(connection: Connection, upload: Upload, relay: "Relay") -> 
 
 
 async def _pump(connection: Connection, upload: Upload, meter: Meter) -> None:
-    loop = asyncio.get_running_loop()
     while piece := await upload.next_piece():  # ends: the length of a body is bounded
         meter.received = None if meter.received is None else upload.body.received
-        began = loop.time()
         await connection.send_more(piece)
-        upload.waited(loop.time() - began)
     connection.send_end(b"0\r\n\r\n" if upload.is_chunked else b"")
 
 

@@ -3,7 +3,6 @@
 Whatever happens, a client gets one answer in its own dialect; and what was admitted is settled, once.
 """
 
-import re
 import time
 from dataclasses import dataclass
 
@@ -11,19 +10,22 @@ from aiohttp import web
 
 from edgeproxy import logs
 from edgeproxy.config import Settings
+from edgeproxy.domain.peers import Peers
 from edgeproxy.errors import (
-    BAD_HTTP,
     COUNTERS_UNAVAILABLE,
+    HTTPS_REQUIRED,
     INTERNAL,
     UPGRADE_REFUSED,
     GatewayError,
     StoreUnavailable,
 )
 from edgeproxy.gateway import listing, routes
+from edgeproxy.gateway.access import AccessLog
 from edgeproxy.gateway.admission import LimitReached, RequestIds, Wish, admit, estimate
 from edgeproxy.gateway.authentication import Authentication, KnownKey
 from edgeproxy.gateway.forwarding import Relay, forward
 from edgeproxy.gateway.metering import Meter
+from edgeproxy.gateway.origins import Origins
 from edgeproxy.gateway.receiving import Bodies, Body, ClientGoneError, Upload
 from edgeproxy.gateway.routes import Query, Route
 from edgeproxy.gateway.server import Written, write
@@ -35,7 +37,6 @@ from edgeproxy.providers.base import Body as BodyKind
 from edgeproxy.providers.base import Incoming
 from edgeproxy.providers.multipart import FormScanner
 
-_QUERY = re.compile(r"[!-~]*")  # visible ASCII: what may stand in a request line
 _OWN_PATHS = ("/", "/healthz", "/readyz")
 _STORE_RETRY_MS = 1000
 _LEASE_MARGIN_MS = 60_000  # a lease outlives every time limit of the request that holds it
@@ -70,16 +71,21 @@ class Handler:
         self._upstreams = upstreams
         self._settlements = settlements
         self._metrics = metrics
+        self._access = AccessLog(settings.logs)
         self._bodies = Bodies(settings.bounds)
+        self._origins = Origins(settings.listen.cors_origins)
         self._ids = RequestIds()
+        self._peers = Peers(settings.listen.trusted_proxies)
+        self.is_draining = False  # a stop is near: what can go elsewhere should
 
     async def handle(self, request: web.BaseRequest) -> Written:
         """Answer one request. Never raises but for cancellation."""
         path, _, query = request.raw_path.partition("?")
-        if path in _OWN_PATHS:
-            return self._own_page(request, path)
+        if (own := self._own_answer(request, path)) is not None:
+            return own
         arrival = Arrival(request, path, Query(query), self._ids.next(self._hot.now_ms()), time.monotonic())
         try:
+            self._require_https(request)
             route = routes.find(request.method, path, arrival.query, request.headers)
             query_key = arrival.query.get("key") if route.dialect.name == "gemini" else ""
             key = await self._authentication.authenticate(request.headers, query_key)
@@ -96,6 +102,11 @@ class Handler:
             logs.event("request_failed", error=type(error).__name__, request_id=arrival.request_id)
             return self._refuse(arrival, GatewayError(INTERNAL))
 
+    def _require_https(self, request: web.BaseRequest) -> None:
+        """Refuse what a proxy that is trusted took in clear, before its key is looked at. Raises GatewayError."""
+        if self._peers.came_plain(request.remote or "", request.headers.getall("x-forwarded-proto", ())):
+            raise GatewayError(HTTPS_REQUIRED)
+
     async def _serve(self, arrival: Arrival, route: Route, key: KnownKey) -> Written:
         with self._bodies.holding() as held:
             try:
@@ -103,8 +114,12 @@ class Handler:
                 ticket = await self._admit(arrival, route, key, incoming, held)
             except GatewayError as error:
                 self._hot.count_refusal(key.record.partition, key.record.id, error.kind.status)
+                self._access.refused(arrival.request_id, key.record.id, error.kind)
                 raise
-            with Reservation(ticket, self._settlements) as reservation:
+            except StoreUnavailable:
+                self._access.refused(arrival.request_id, key.record.id, COUNTERS_UNAVAILABLE)
+                raise
+            with Reservation(ticket, self._settlements, self._access) as reservation:
                 return await self._forward(arrival, route, reservation, held, form)
 
     async def _take_in(self, request: web.BaseRequest, route: Route, held: Body) -> tuple[Incoming, FormScanner | None]:
@@ -133,8 +148,6 @@ class Handler:
         facts = route.endpoint.read_request(incoming)
         target = self._upstreams.choose(route, facts)
         facts = target.with_charges(facts)
-        if not _QUERY.fullmatch(arrival.query.raw):
-            raise GatewayError(BAD_HTTP)
         bounds = self._settings.bounds
         asks_for_usage = target.asks_for_usage(facts)
         model = target.model.upstream_model or facts.model
@@ -170,6 +183,7 @@ class Handler:
             reservation.ticket.meter.received = held.received
         head = target.encode(request.method, route, arrival.query, request.headers, length)
         headers = route.dialect.limit_headers(reservation.ticket.admission.levels, self._hot.now_ms())
+        headers += self._origins.headers(request.headers)
         name = target.provider.name
         try:
             connection = await target.pool.acquire(for_upload=upload is not None)
@@ -216,17 +230,27 @@ class Handler:
             headers.append(("upgrade", "HTTP/1.1"))  # RFC 9110, 15.5.22: what to use instead
         self._metrics.refusals.labels(error.kind.code).inc()
         self._metrics.requests.labels(dialect.name, str(error.kind.status)).inc()
-        # What of the request was not read cannot be told from the next one.
-        return write(request, error.kind.status, headers, body, close=not request.content.is_eof())
+        return write(request, error.kind.status, headers + self._origins.headers(request.headers), body)
 
     def _answer(self, arrival: Arrival, route: Route, body: bytes) -> Written:
         """Answer with a page of ours, in the dialect of the route."""
         headers = [("content-type", "application/json"), *route.dialect.incoming_headers(200, [], arrival.request_id)]
+        headers += self._origins.headers(arrival.request.headers)
         self._metrics.requests.labels(route.dialect.name, "200").inc()
-        return write(arrival.request, 200, headers, body, close=not arrival.request.content.is_eof())
+        return write(arrival.request, 200, headers, body)
+
+    def _own_answer(self, request: web.BaseRequest, path: str) -> Written | None:
+        """Answer what needs no key: a page of our own, a browser's question."""
+        if path in _OWN_PATHS:
+            return self._own_page(request, path)
+        preflight = self._origins.preflight(request.method, path, request.headers)
+        return None if preflight is None else write(request, 200, preflight, b"")
 
     def _own_page(self, request: web.BaseRequest, path: str) -> Written:
         """`/`: there is a gateway here. `/healthz`: the process is alive. `/readyz`: it can admit requests."""
-        is_ready = path != "/readyz" or self._hot.is_connected
-        body = b"ok\n" if is_ready else b"redis is away\n"
-        return write(request, 200 if is_ready else 503, [("content-type", "text/plain")], body)
+        reasons = []
+        if path == "/readyz":
+            reasons += [b"draining\n"] if self.is_draining else []
+            reasons += [b"redis is away\n"] if not self._hot.is_connected else []
+        status = 503 if reasons else 200
+        return write(request, status, [("content-type", "text/plain")], b"".join(reasons) or b"ok\n")

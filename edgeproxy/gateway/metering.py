@@ -43,6 +43,7 @@ class Meter:
 
     def __init__(self, route: Route, facts: RequestFacts, *, asks_for_usage: bool, max_bytes: int) -> None:
         self.dialect = route.dialect
+        self.operation = route.endpoint.name
         self._endpoint = route.endpoint
         self._facts = facts
         self._asks_for_usage = asks_for_usage

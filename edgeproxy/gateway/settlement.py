@@ -15,6 +15,7 @@ from edgeproxy import logs, tasks
 from edgeproxy.domain.reservations import Outcome, SettleStatus
 from edgeproxy.domain.usage import TOOLS, Usage, UsageEvent, encode_event, storable_model
 from edgeproxy.errors import COUNTERS_UNAVAILABLE, INTERNAL, GatewayError, StoreUnavailable
+from edgeproxy.gateway.access import AccessLog
 from edgeproxy.gateway.admission import Admission
 from edgeproxy.gateway.authentication import KnownKey
 from edgeproxy.gateway.connections import Connection
@@ -139,10 +140,11 @@ class Reservation:
     Writing to Redis needs no waiting, so there is no exit, cancellation included, on which it could be missed.
     """
 
-    def __init__(self, ticket: Ticket, settlements: Settlements) -> None:
+    def __init__(self, ticket: Ticket, settlements: Settlements, access: AccessLog) -> None:
         self.ticket = ticket
         self.charge: Charge | None = None  # set once resolved
         self._settlements = settlements
+        self._access = access
         self._connection: Connection | None = None
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._sent_at = time.monotonic()
@@ -173,6 +175,7 @@ class Reservation:
         )
         self._settlements.send(ticket.admission.key, charge, event)
         self._settlements.count(ticket.target.provider.name, charge.usage)
+        self._access.finished(event, ticket.meter.dialect.name, ticket.meter.operation)
 
     def __enter__(self) -> Self:
         self._settlements.open.add(self._task)

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 
+from edgeproxy import logs
 from edgeproxy.config import split_address
 from edgeproxy.errors import OperatorError
 from edgeproxy.mock_provider.counting import Counts, Served, last_request
@@ -70,7 +71,8 @@ async def running(
         raise OperatorError(f"--recordings: {options.recordings} is not a folder")
     app = make_app(options)
     # No access log: it would print paths with query strings. Handlers end when their client leaves, even in a pause.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    silent = logs.silent()
+    runner = web.AppRunner(app, access_log=None, logger=silent, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     try:
         try:

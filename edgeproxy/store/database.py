@@ -47,6 +47,11 @@ class Database:
             async with self._pool.acquire(timeout=CONNECT_TIMEOUT_S) as connection, connection.transaction():
                 yield connection
 
+    async def ping(self) -> None:
+        """Return when the server has answered. Raises StoreUnavailable."""
+        async with self.transaction():
+            return
+
     async def close(self) -> None:
         """Close all connections; what still runs on them is given up."""
         self._pool.terminate()

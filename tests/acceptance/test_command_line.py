@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.processes import ANY_PORT, MODELS, Program, fetch, question, wait_until
 
-COMMANDS = ("demo", "serve", "gateway", "console", "jobs", "migrate", "check-config", "mock-provider", "keys")
+COMMANDS = ("demo", "serve", "gateway", "console", "jobs", "migrate", "check-config", "mock-provider", "keys", "doctor")
 KEY_COMMANDS = ("create", "list", "show", "set", "revoke", "delete")
 
 

@@ -1,5 +1,6 @@
 """A running gateway before a running mock provider, both in the test's own loop, on a real Redis."""
 
+import asyncio
 import json
 import secrets
 import socket
@@ -14,7 +15,7 @@ import aiohttp
 import redis.asyncio as redis_asyncio
 
 from edgeproxy import config
-from edgeproxy.app import gateway_role
+from edgeproxy.app import Running, gateway_role
 from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, digest, issue_secret, partition_of
 from edgeproxy.domain.limits import parse_limit
 from edgeproxy.domain.reservations import KeyUsage
@@ -23,6 +24,7 @@ from edgeproxy.hotstate import keyspace
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.metrics import Metrics
 from edgeproxy.mock_provider.server import Options, RunningMock, running
+from edgeproxy.supervisor.listeners import url_of
 
 PEPPER = bytes(range(32))
 OPERATOR_SECRET = "sk-operator-secret"
@@ -48,6 +50,7 @@ class Gateway:
     metrics: Metrics
     redis: redis_asyncio.Redis
     session: aiohttp.ClientSession
+    role: Running
     records: dict[str, KeyRecord] = field(default_factory=dict)
 
     async def issue(self, *limits: str, **settings: Any) -> str:
@@ -82,6 +85,14 @@ class Gateway:
         found = [decode_event(fields[b"e"]) for _, fields in rows]
         return [event for event in found if event.key_id == record.id]
 
+    async def settled(self, secret: str) -> UsageEvent:
+        """Return the event of the key's only request as soon as it is there."""
+        async with asyncio.timeout(10):
+            while not (found := await self.events(secret)):
+                await asyncio.sleep(0.01)
+        (event,) = found
+        return event
+
     def post(self, path: str, secret: str, body: Any, **options: Any) -> Any:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"authorization": f"Bearer {secret}", **options.pop("headers", {})}
@@ -115,6 +126,7 @@ async def run_gateway(
     *,
     bounds: dict[str, Any] | None = None,
     stores: dict[str, Any] | None = None,
+    listen: dict[str, Any] | None = None,
     base_url: str = "",
     provider: dict[str, Any] | None = None,
     recordings: Path | None = None,
@@ -123,6 +135,8 @@ async def run_gateway(
         rows = {"secret_file": str(operator_secret), "base_url": base_url or mock.url, **(provider or {})}
         text = "\n".join(
             [
+                "[listen]",
+                *(f"{name} = {json.dumps(value)}" for name, value in (listen or {}).items()),
                 "[stores]",
                 *(f"{name} = {json.dumps(value)}" for name, value in (stores or {}).items()),
                 "[bounds]",
@@ -137,14 +151,14 @@ async def run_gateway(
             path, {"EDGEPROXY_STORES_REDIS": redis_url, "EDGEPROXY_SECRETS_PEPPER_FILE": str(pepper_file)}
         )
         sock = socket.create_server(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        url = url_of(sock, secure=bool(settings.listen.api_certificate))
         metrics = Metrics()
         async with (
-            gateway_role(settings, sock, metrics),
+            gateway_role(settings, sock, metrics) as role,
             redis_asyncio.Redis.from_url(redis_url) as client,
             aiohttp.ClientSession() as session,
         ):
-            yield Gateway(url, settings, mock, metrics, client, session)
+            yield Gateway(url, settings, mock, metrics, client, session, role)
 
 
 def _provider_table(dialect: str, rows: dict[str, Any]) -> list[str]:

@@ -11,14 +11,16 @@ from urllib.parse import urlsplit
 class Client:
     """One connection to a server under test."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._address = urlsplit(url)
+        self._tls = tls
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
 
     async def __aenter__(self) -> Self:
         assert self._address.hostname is not None
-        self.reader, self.writer = await asyncio.open_connection(self._address.hostname, self._address.port)
+        host, port = self._address.hostname, self._address.port
+        self.reader, self.writer = await asyncio.open_connection(host, port, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_error: object) -> None:

@@ -1,6 +1,6 @@
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -250,6 +250,7 @@ def test_a_value_of_another_type_is_refused_by_name(tables, line):
         ),
         ({"bounds": {"max_body_bytes": 0}}, ["bounds.max_body_bytes must be greater than 0"]),
         ({"bounds": {"drain_ms": -5}}, ["bounds.drain_ms must be greater than 0"]),
+        ({"bounds": {"drain_delay_ms": -1}}, ["bounds.drain_delay_ms must be 0 or more"]),
         ({"jobs": {"flush_batch": 10**13}}, ["jobs.flush_batch", "at most 1000000000000"]),
         ({"stores": {"redis_timeout_ms": 0}}, ["stores.redis_timeout_ms must be greater than 0"]),
         ({"stores": {"redis": "http://localhost"}}, ["stores.redis must be embedded, redis://"]),
@@ -424,6 +425,61 @@ def test_clients_are_served_on_this_machine_only(name, host):
     assert "loopback" in line
 
 
+@pytest.mark.parametrize("name", ["api", "web"])
+def test_with_a_certificate_or_a_proxy_that_is_trusted_they_are_served_elsewhere(name):
+    secure = {f"{name}_certificate": "a.pem", f"{name}_private_key": "a.key"}
+    for more in (secure, {"trusted_proxies": ["10.0.0.0/8"]}):
+        assert getattr(from_tables({"listen": {name: "0.0.0.0:8080", **more}}).listen, name) == "0.0.0.0:8080"
+
+
+def test_the_certificate_of_one_listener_does_not_serve_for_the_other():
+    table = {"web": "0.0.0.0:8081", "api_certificate": "a.pem", "api_private_key": "a.key"}
+    assert "listen.web_certificate" in refusal(from_tables, {"listen": table})
+
+
+@pytest.mark.parametrize("name", ["api", "web"])
+@pytest.mark.parametrize("part", ["certificate", "private_key"])
+def test_a_certificate_needs_its_key_and_a_key_its_certificate(name, part):
+    assert "belong together" in refusal(from_tables, {"listen": {f"{name}_{part}": "a.pem"}})
+
+
+@pytest.mark.parametrize("network", ["", "proxy.example.com", "10.0.0.7/8", "0.0.0.0/0", "10.0.0.0/33"])
+def test_a_proxy_that_cannot_be_meant_is_refused_by_name(network):
+    table = {"trusted_proxies": ["10.0.0.0/8", network]}
+    assert refusal(from_tables, {"listen": table}).startswith(f"listen.trusted_proxies = {network!r}: ")
+
+
+def test_a_proxy_header_cannot_come_before_a_handshake():
+    table = {"proxy_protocol": True, "api_certificate": "a.pem", "api_private_key": "a.key"}
+    assert "in clear, before any handshake" in refusal(from_tables, {"listen": table})
+    from_tables({"listen": {"proxy_protocol": True, "web_certificate": "a.pem", "web_private_key": "a.key"}})
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://app.example", "http://localhost:3000", "http://[::1]:80", "https://a-b.c_d.e"]
+)
+def test_an_origin_is_written_as_browsers_send_it(origin):
+    assert from_tables({"listen": {"cors_origins": [origin]}}).listen.cors_origins == (origin,)
+
+
+@pytest.mark.parametrize("scheme", ["", "ftp://", "https:", "HTTPS://"])
+def test_an_origin_without_the_scheme_of_a_page_is_refused(scheme):
+    assert "listen.cors_origins = " in refusal(from_tables, {"listen": {"cors_origins": [f"{scheme}app.example"]}})
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "App.example", "*.example", "a/", "a/b", "a@b", "a b", "a:", "a,https://b", "a\n"]
+)
+def test_what_is_no_origin_is_refused(rest):
+    for origin in (f"https://{rest}", "*", "null"):
+        assert "listen.cors_origins = " in refusal(from_tables, {"listen": {"cors_origins": [origin]}})
+
+
+def test_authorities_for_a_provider_in_clear_are_refused():
+    provider = {**PROVIDER, "base_url": "http://127.0.0.1:9", "ca_file": "a.pem"}
+    assert "ca_file" in refusal(from_tables, {"provider": [provider]})
+
+
 def test_metrics_may_be_read_from_elsewhere():
     assert from_tables({"listen": {"metrics": "0.0.0.0:9464"}}).listen.metrics == "0.0.0.0:9464"
 
@@ -456,20 +512,32 @@ GOOD = {
     "EDGEPROXY_LISTEN_API": "127.0.0.1:1",
     "EDGEPROXY_LISTEN_WEB": "[::1]:2",
     "EDGEPROXY_LISTEN_METRICS": "0.0.0.0:3",
+    "EDGEPROXY_LISTEN_TRUSTED_PROXIES": "10.0.0.0/8,192.0.2.7",
+    "EDGEPROXY_LISTEN_CORS_ORIGINS": "https://app.example,http://localhost:3000",
+    "EDGEPROXY_LISTEN_PROXY_PROTOCOL": "true",
     "EDGEPROXY_STORES_REDIS": "redis://host:6379/0",
     "EDGEPROXY_STORES_POSTGRES": "postgresql://host/name",
+    "EDGEPROXY_LOGS_ACCESS": "true",
 }
+
+
+# Settings that are given together or not at all.
+PAIRS = [
+    ("EDGEPROXY_LISTEN_API_CERTIFICATE", "EDGEPROXY_LISTEN_API_PRIVATE_KEY"),
+    ("EDGEPROXY_LISTEN_WEB_CERTIFICATE", "EDGEPROXY_LISTEN_WEB_PRIVATE_KEY"),
+]
 
 
 @pytest.mark.parametrize(("path", "variable", "kind"), list(scalar_settings()))
 def test_the_environment_overrides_a_setting_and_no_other(written, path, variable, kind):
     text = GOOD.get(variable, "7")
-    settings = written("workers = 3\n[bounds]\ndrain_ms = 99\n", {variable: text})
+    others = {name: "8" for pair in PAIRS if variable in pair for name in pair}
+    settings = written("workers = 3\n[bounds]\ndrain_ms = 99\n", {**others, variable: text})
     value = settings
     for name in path:
         value = getattr(value, name)
-    assert value == kind(text)
-    assert type(value) is kind or kind is Path
+    assert value == (tuple(text.split(",")) if get_args(kind) else kind(text))
+    assert type(value) is (get_origin(kind) or kind) or kind is Path
     if variable != "EDGEPROXY_WORKERS":
         assert settings.workers == 3
     if variable != "EDGEPROXY_BOUNDS_DRAIN_MS":
@@ -479,8 +547,11 @@ def test_the_environment_overrides_a_setting_and_no_other(written, path, variabl
 @pytest.mark.parametrize(("path", "variable", "kind"), list(scalar_settings()))
 def test_a_bad_value_in_the_environment_is_refused_by_the_setting(path, variable, kind):
     bad = {int: ["", "x", "1.5", "-1", "+1", " 1", "1 ", "1_0", "\u0661", "0x1", "true", "9" * 5000, "0"], Path: [""]}
+    bad[tuple[str, ...]] = ["?!", "a\nb", ",", "10.0.0.0/8,"]
     checked = GOOD.keys()
     for text in bad.get(kind, ["", "?!", "a\nb"] if variable in checked else []):
+        if text == "0" and path[-1] in config._MAY_BE_NOTHING:
+            continue
         assert ".".join(path) in refusal(load, None, {variable: text})
 
 

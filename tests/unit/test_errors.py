@@ -6,6 +6,7 @@ import pytest
 from edgeproxy import errors
 from edgeproxy.errors import (
     KINDS,
+    NOT_IMPLEMENTED,
     RATE_LIMITED,
     ErrorKind,
     GatewayError,
@@ -29,12 +30,16 @@ STATUSES = {
     "invalid_field": 400,
     "wrong_path": 400,
     "invalid_api_key": 401,
+    "https_required": 403,
     "model_not_allowed": 403,
     "path_not_found": 404,
     "model_not_found": 404,
     "method_not_allowed": 405,
     "cannot_be_metered": 400,
     "upgrade_refused": 426,
+    "not_implemented": 501,
+    "head_too_large": 431,
+    "head_timeout": 408,
     "body_timeout": 408,
     "body_too_large": 413,
     "unsupported_encoding": 415,
@@ -62,7 +67,7 @@ def test_a_row_of_the_table_is_sensible(kind):
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", kind.code)
     assert 400 <= kind.status < 600
     # Whose fault it is and the class of the status say the same.
-    assert (kind.status < 500) == (kind.source is Source.CLIENT)
+    assert (kind.status < 500 or kind is NOT_IMPLEMENTED) == (kind.source is Source.CLIENT)
     assert kind.status in (502, 503, 504) or kind.source is not Source.UPSTREAM
     assert re.fullmatch(r"[A-Z][^\n]*\.", kind.message)
 
@@ -72,7 +77,8 @@ def test_what_waiting_heals_has_a_status_that_clients_retry(kind):
     if kind.retryable:
         assert kind.status in (408, 429) or kind.status >= 500
     elif kind.status >= 500:
-        assert kind.code == "upstream_credentials"  # time does not heal it: the operator has to act
+        # Time does not heal these: the operator has to act, or the client to ask for something else.
+        assert kind.code in ("upstream_credentials", "not_implemented")
 
 
 def test_what_says_try_again_is_retryable():

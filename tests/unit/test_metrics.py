@@ -8,6 +8,9 @@ from edgeproxy.metrics import Metrics
 LABELS = {
     "requests": ("dialect", "status"),
     "refusals": ("reason",),
+    "malformed": ("rule",),
+    "slow_clients": (),
+    "connections_refused": ("reason",),
     "tokens": ("provider", "kind"),
     "estimated": ("provider",),
     "tool_calls": ("provider", "tool"),
@@ -15,6 +18,7 @@ LABELS = {
     "first_byte_seconds": ("provider",),
     "total_seconds": ("provider",),
     "overhead_seconds": (),
+    "reloads": ("outcome",),
     "open_streams": (),
     "upstream_errors": ("provider", "error"),
     "redis_seconds": (),

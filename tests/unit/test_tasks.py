@@ -102,3 +102,20 @@ async def test_a_failure_that_its_owner_awaits_is_the_owners_to_tell(capsys):
     with pytest.raises(ValueError, match="Zq7"):
         await task
     assert capsys.readouterr().err == ""
+
+
+async def test_a_task_of_a_block_ends_with_the_block(capsys):
+    ended = asyncio.Event()
+
+    async def work():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with tasks.running("beside", work()) as task:
+        assert task.get_name() == "beside"
+        await asyncio.sleep(0)
+        assert not ended.is_set()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert capsys.readouterr().err == ""

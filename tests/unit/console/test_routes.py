@@ -161,6 +161,31 @@ async def test_the_process_says_that_it_is_alive(client):
     assert (answer.status, await answer.json()) == (200, {"status": "ok"})
 
 
+async def test_it_is_ready_when_both_stores_answer_and_says_which_does_not(
+    control, control_without_redis, aiohttp_client, migrated_url, monkeypatch
+):
+    pool = await connect(migrated_url)
+    await pool.close()
+    draining = asyncio.Event()
+    draining.set()
+
+    async def frozen(_control):
+        await asyncio.sleep(60)
+
+    for app, status, said in (
+        (make_app(control), 200, "ok"),
+        (make_app(control_without_redis), 503, "redis is away"),
+        (make_app(replace(control, database=pool)), 503, "postgresql is away"),
+        (make_app(control, draining), 503, "draining"),
+    ):
+        answer = await (await aiohttp_client(app)).get("/readyz")
+        assert (answer.status, await answer.json()) == (status, {"status": said})
+    monkeypatch.setattr(routes, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(routes, "stores_away", frozen)
+    answer = await (await aiohttp_client(make_app(control))).get("/readyz")
+    assert (answer.status, await answer.json()) == (503, {"status": "postgresql is away"})
+
+
 async def test_a_store_that_is_frozen_is_told_in_time(client, control, issued, monkeypatch):
     monkeypatch.setattr(routes, "ANSWER_TIMEOUT_S", 0.2)
     headers = {"x-api-key": issued.secret}

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgeproxy.control.installation import claim
+from edgeproxy.control.installation import claim, stores_away
 from edgeproxy.errors import OperatorError, StoreUnavailable
 
 OLD, NEW = bytes(32), bytes([1]) * 32
@@ -35,6 +35,13 @@ async def test_a_redis_of_another_installation_is_refused(control, rows):
 async def test_a_store_that_is_away_is_named(control_without_redis):
     with pytest.raises(StoreUnavailable, match=r"^redis$"):
         await claim(control_without_redis)
+
+
+async def test_the_stores_that_do_not_answer_are_named(control, control_without_redis):
+    assert await stores_away(control) == []
+    assert await stores_away(control_without_redis) == ["redis"]
+    await control.database.close()
+    assert await stores_away(control_without_redis) == ["redis", "postgresql"]
 
 
 async def test_the_clock_is_unix_time_in_milliseconds(control):

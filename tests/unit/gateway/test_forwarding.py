@@ -320,6 +320,18 @@ async def test_an_http_1_0_client_can_tell_a_broken_answer_from_a_whole_one(gate
             await client.reader.read()
 
 
+async def test_a_client_that_says_no_more_does_not_get_a_part_as_the_whole(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    raw = json.dumps(chat("gpt-mock:stall-after-2", stream=True)).encode()
+    async with Client(gateway.url) as client:
+        client.send(f"POST {CHAT} HTTP/1.0\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+        client.send(raw)
+        await client.reader.readuntil(b"data:")
+        client.writer.write_eof()
+        with pytest.raises(ConnectionResetError):
+            await client.reader.read()
+
+
 async def test_requests_on_one_connection_are_answered_in_order(gateway: Gateway) -> None:
     secret = await gateway.issue()
     async with Client(gateway.url) as client:

@@ -137,6 +137,10 @@ async def test_the_clients_key_never_goes_up_and_the_operators_never_comes_down(
         "anthropic-beta": "a,b",
         "x-stainless-os": "Linux",
         "cookie": "a=b",
+        "x-forwarded-for": "203.0.113.77",
+        "x-forwarded-proto": "https",
+        "x-real-ip": "203.0.113.77",
+        "forwarded": "for=203.0.113.77;proto=https",
         "user-agent": "sdk",
         "openai-organization": "org-1",
         "accept-encoding": "gzip, br",
@@ -155,6 +159,49 @@ async def test_the_clients_key_never_goes_up_and_the_operators_never_comes_down(
     hidden = ("set-cookie", "openai-organization", "anthropic-organization-id", "cf-ray", "retry-after", "server")
     assert not received.keys() & set(hidden)
     assert not any("ratelimit" in name for name in received)
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (MESSAGES, message())])
+@pytest.mark.parametrize("protocol", ["http", "https, http", ""])
+async def test_what_a_proxy_took_in_clear_is_refused_before_its_key_is_looked_at(
+    start_gateway: StartGateway, path: str, body: dict[str, Any], protocol: str
+) -> None:
+    gateway = await start_gateway(listen={"trusted_proxies": ["127.0.0.1"]})
+    for secret in (await gateway.issue(), "nonsense"):
+        async with gateway.post(path, secret, body, headers={"x-forwarded-proto": protocol}) as answer:
+            assert answer.status == 403
+            assert "Use https" in (await answer.json())["error"]["message"]
+    assert gateway.mock.counts.total.requests == 0
+    assert b'edgeproxy_refusals_total{reason="https_required"} 2.0' in gateway.metrics.render()
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-forwarded-proto": "https"}])
+async def test_what_a_proxy_took_over_tls_is_served(start_gateway: StartGateway, headers: dict[str, str]) -> None:
+    gateway = await start_gateway(listen={"trusted_proxies": ["127.0.0.1"]})
+    async with gateway.post(CHAT, await gateway.issue(), chat(), headers=headers) as answer:
+        assert answer.status == 200
+
+
+async def test_whoever_is_not_trusted_is_not_believed(gateway: Gateway) -> None:
+    async with gateway.post(CHAT, await gateway.issue(), chat(), headers={"x-forwarded-proto": "http"}) as answer:
+        assert answer.status == 200
+
+
+async def test_a_proxy_may_ask_in_clear_whether_anybody_is_there(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(listen={"trusted_proxies": ["127.0.0.1"]})
+    async with gateway.session.get(gateway.url + "/readyz", headers={"x-forwarded-proto": "http"}) as answer:
+        assert answer.status == 200
+
+
+async def test_a_proxy_may_say_for_whom_it_speaks(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(listen={"proxy_protocol": True})
+    secret, raw = await gateway.issue(), json.dumps(chat("gpt-mock:length")).encode()
+    async with Client(gateway.url) as client:
+        client.send("PROXY TCP4 203.0.113.77 192.0.2.1 51234 443\r\n")
+        for _ in range(2):
+            client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nx-api-key: {secret}\r\ncontent-length: {len(raw)}\r\n\r\n")
+            client.send(raw)
+            assert (await client.answer())[0].startswith(b"HTTP/1.1 200")
 
 
 async def test_a_model_can_have_another_name_at_the_provider(gateway: Gateway) -> None:
@@ -221,6 +268,17 @@ async def test_an_unknown_path_and_a_wrong_method_are_told_apart(gateway: Gatewa
     async with gateway.session.get(gateway.url + "/healthz") as answer:
         assert (answer.status, await answer.text()) == (200, "ok\n")
     async with gateway.session.get(gateway.url + "/readyz") as answer:
+        assert answer.status == 200
+
+
+async def test_a_gateway_that_drains_serves_and_says_that_nothing_new_should_come(gateway: Gateway) -> None:
+    secret = await gateway.issue()
+    gateway.role.drain()
+    async with gateway.session.get(gateway.url + "/readyz") as answer:
+        assert (answer.status, await answer.text()) == (503, "draining\n")
+    async with gateway.session.get(gateway.url + "/healthz") as answer:
+        assert answer.status == 200
+    async with gateway.post(CHAT, secret, chat()) as answer:
         assert answer.status == 200
 
 
@@ -298,7 +356,7 @@ async def test_without_redis_nothing_is_admitted_and_it_is_said_so(
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert "counters_unavailable" in await answer.text() or path == CHAT
     async with gateway.session.get(gateway.url + "/readyz") as answer:
-        assert answer.status == 503
+        assert (answer.status, await answer.text()) == (503, "redis is away\n")
     async with gateway.session.get(gateway.url + "/healthz") as answer:
         assert answer.status == 200
     assert gateway.mock.counts.total.requests == 0

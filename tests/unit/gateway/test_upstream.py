@@ -123,6 +123,22 @@ async def test_a_provider_that_no_model_uses_needs_no_secret(tmp_path: Path) -> 
         upstreams([unused], [Model("*", "u")])
 
 
+async def test_after_a_reload_the_connections_of_a_provider_that_is_the_same_are_used_on() -> None:
+    rows = [Model("a", "a"), Model("b", "b")]
+    before = upstreams([provider("a"), provider("b")], rows)
+    settings = Settings(provider=(provider("a"), provider("b", idle_ms=1)), model=tuple(rows))
+    after = Upstreams(settings, {"SECRET": "sk-2"}, before)
+    assert choose(after, CHAT, "a").pool is choose(before, CHAT, "a").pool
+    assert choose(after, CHAT, "a").secret == "sk-2"
+    assert choose(after, CHAT, "b").pool is not choose(before, CHAT, "b").pool
+    closed: list[str] = []
+    for known in (before, after):
+        for name, pool in known.pools.items():
+            pool.close = lambda name=name, pool=pool: closed.append((name, pool))  # type: ignore[method-assign]
+    before.close(successor=after)
+    assert closed == [("b", choose(before, CHAT, "b").pool)]
+
+
 # --- what hides its bill
 
 

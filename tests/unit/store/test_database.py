@@ -108,7 +108,10 @@ async def test_a_database_that_does_not_exist_is_a_mistake_of_the_configuration(
 
 async def test_a_closed_pool_is_unavailable(migrated_url):
     database = await connect(migrated_url)
+    await database.ping()
     await database.close()
+    with pytest.raises(StoreUnavailable):
+        await database.ping()
     with pytest.raises(StoreUnavailable):
         async with database.transaction():
             pass
