@@ -380,7 +380,7 @@ TYPES = {
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.code)
 def test_the_type_of_an_error_is_the_one_of_its_status(kind):
     row = orjson.loads(DIALECT.error(GatewayError(kind), "id")[1])["error"]
-    assert row["type"] == TYPES.get(kind.status, "invalid_request_error")
+    assert row["type"] == TYPES.get(kind.status, "invalid_request_error" if kind.status < 500 else "api_error")
 
 
 def test_a_bad_request_is_never_about_our_own_secret():

@@ -9,7 +9,15 @@ from openai.types import Model
 
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension, Limit
-from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_KEY, KINDS, RATE_LIMITED, REQUEST_EXCEEDS_LIMIT, GatewayError
+from edgeproxy.errors import (
+    BUDGET_EXHAUSTED,
+    INVALID_KEY,
+    KINDS,
+    RATE_LIMITED,
+    REQUEST_EXCEEDS_LIMIT,
+    GatewayError,
+    Source,
+)
 from edgeproxy.providers.base import MODELS, Incoming, LimitLevel, ListedModel
 from edgeproxy.providers.openai import OpenAI
 from edgeproxy.providers.openai_chat import ChatCompletions, Completions
@@ -319,7 +327,7 @@ def test_the_type_of_an_error_says_who_has_to_act():
     types = {kind.code: orjson.loads(DIALECT.error(GatewayError(kind), "id")[1])["error"]["type"] for kind in KINDS}
     for kind in KINDS:
         if kind.status != 429:
-            assert types[kind.code] == ("invalid_request_error" if kind.status < 500 else "server_error")
+            assert types[kind.code] == ("invalid_request_error" if kind.source is Source.CLIENT else "server_error")
     assert types["rate_limited"] == types["concurrency_reached"] == "rate_limit_exceeded"
 
 
