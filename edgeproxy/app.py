@@ -83,6 +83,7 @@ class _Gateway(Running):
         self._authentication = Authentication(self.hot, peppers(settings), settings.key_prefix, stores.key_cache)
         self.settlements = Settlements(self.hot, metrics)
         self._hurry = asyncio.Event()
+        self._is_draining = False
         self.server = Server(self._handle, settings.bounds, metrics)
         self._use(settings, Upstreams(settings, environment()))
 
@@ -90,6 +91,7 @@ class _Gateway(Running):
         self._settings = settings
         self.upstreams = upstreams
         self._handler = Handler(settings, self.hot, self._authentication, upstreams, self.settlements, self._metrics)
+        self._handler.is_draining = self._is_draining
         self.server.use(settings.bounds)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -97,7 +99,7 @@ class _Gateway(Running):
 
     def drain(self) -> None:
         """Turn `/readyz` into 503."""
-        self._handler.is_draining = True
+        self._handler.is_draining = self._is_draining = True
 
     def hurry(self) -> None:
         """End open answers, and charge what passed."""

@@ -197,6 +197,18 @@ async def test_new_bounds_hold_for_new_connections_and_the_count_of_open_ones_go
             assert (await new.reader.read()).startswith(b"HTTP/1.1 503")
 
 
+async def test_a_gateway_that_is_to_stop_is_not_called_back_by_new_settings(
+    redis_url: str, migrated_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(redis_url, migrated_url, tmp_path, "http://127.0.0.1:1")
+    api, api_url = listener()
+    async with gateway_role(settings, api, Metrics()) as gateway, aiohttp.ClientSession() as session:
+        gateway.drain()
+        await gateway.reload(settings)
+        async with session.get(f"{api_url}/readyz") as answer:
+            assert (answer.status, await answer.text()) == (503, "draining\n")
+
+
 async def test_jobs_go_on_by_new_settings(redis_url: str, migrated_url: str, tmp_path: Path) -> None:
     settings = settings_for(redis_url, migrated_url, tmp_path, "http://127.0.0.1:1")
     async with jobs_role(settings, Metrics()) as jobs:
