@@ -3,7 +3,8 @@
     .venv/bin/python loadtests/abuse.py http://127.0.0.1:8080 ep-... PID-OF-A-GATEWAY
 
 For each kind of misuse it prints the 99th percentile of ordinary requests before and during it, their ratio, and by
-how much the memory of the worker grew. Run it against loopback only; `ulimit -n 20000` first, for both sides. The three
+how much the memory of the worker grew. The model `gpt-slow` should go to another mock provider than `gpt-mock`: what is
+measured is the gateway. Run it against loopback only; `ulimit -n 20000` first, for both sides. The three
 modes of slowhttptest are left out where that program is not installed.
 """
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 SECONDS = 10.0
+SETTLING_S = 20.0
 IDLE, SLOW_READERS = 5000, 2000
 BOMB_BYTES = 64 * 2**20
 ORDINARY_CLIENTS = 4
@@ -97,8 +99,9 @@ async def slow_readers(target: Target) -> AsyncIterator[None]:
     for _ in range(SLOW_READERS):
         reader, writer = await target.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(target.request(chat("gpt-mock:chunks-400.big-4096", stream=True)))
+        writer.write(target.request(chat("gpt-slow:chunks-400.big-4096", stream=True)))
         held.append((reader, writer))
+    await asyncio.sleep(SETTLING_S)  # until every buffer on the way is full
     try:
         yield
     finally:
@@ -139,7 +142,8 @@ def slowhttptest(mode: str) -> Callable[[Target], AbstractAsyncContextManager[No
         try:
             yield
         finally:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
             await process.wait()
 
     return run
@@ -150,11 +154,11 @@ async def main(url: str, key: str, pid: int) -> None:
     target = Target(url, key)
     kinds: dict[str, Callable[[Target], AbstractAsyncContextManager[None]]] = {
         f"{IDLE} idle connections": idle,
-        f"{SLOW_READERS} slow readers": slow_readers,
         "64 MB gzip bombs": bombs,
     }
     if shutil.which("slowhttptest"):
         kinds |= {f"slowhttptest {mode}": slowhttptest(mode) for mode in ("-H", "-B", "-X")}
+    kinds[f"{SLOW_READERS} slow readers"] = slow_readers  # the last: what they asked for is read on when they leave
     print(f"{'':28}{'p99 before':>12}{'during':>10}{'ratio':>8}{'memory':>10}{'grew':>8}")
     for name, misuse in kinds.items():
         await percentile_99_ms(target, 2)
