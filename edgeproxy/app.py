@@ -25,6 +25,7 @@ from edgeproxy.gateway.handler import Handler
 from edgeproxy.gateway.server import Server
 from edgeproxy.gateway.settlement import Settlements
 from edgeproxy.gateway.upstream import Upstreams
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.commands import HotState
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
@@ -228,8 +229,8 @@ async def open_control(settings: Settings, *, without_redis: bool = False) -> As
         async with Redis.from_url(stores.redis, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as redis:
             control = Control(
                 database,
-                Publishing(redis),
-                EventStreams(redis, stores.partitions),
+                Publishing(Caller(redis)),
+                EventStreams(Caller(redis), stores.partitions),
                 peppers(settings),
                 stores.partitions,
                 settings.key_prefix,

@@ -33,6 +33,7 @@ from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus
 from edgeproxy.domain.limits import Amounts, parse_limits
 from edgeproxy.domain.reservations import Outcome, ReserveStatus, SettleStatus
 from edgeproxy.hotstate import keyspace, scripts
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.commands import HotState
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
@@ -251,7 +252,7 @@ async def test_the_users_of_redis_may_do_what_their_role_does(
     record = KeyRecord(KeyId("k"), 1, KeyStatus.ACTIVE, 3, parse_limits(["requests=5/1m"]), 2, None, ())
     hot = HotState(users("gateway"), 2000, 100, Metrics().redis_seconds)
     async with redis_asyncio.Redis.from_url(users("control")) as client:
-        publishing, streams = Publishing(client), EventStreams(client, 4)
+        publishing, streams = Publishing(Caller(client)), EventStreams(Caller(client), 4)
         await publishing.install(4, "f")
         await publishing.publish(record, "d")
         await hot.start()

@@ -34,12 +34,38 @@ class KeyStatus(StrEnum):
     REVOKED = "revoked"
 
 
+class Mode(StrEnum):
+    """What a limit that is reached does: refuse, or only count and tell the operator."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+
+
+class Reserve(StrEnum):
+    """What is held back for a request before its cost is known.
+
+    `estimate`: what it will probably use; what it uses beyond is charged when it is known. `strict`: the most that it
+    can use, so that a limit is never exceeded; a request that has no such bound is refused.
+    """
+
+    ESTIMATE = "estimate"
+    STRICT = "strict"
+
+
+class OnLimit(StrEnum):
+    """What becomes of a request whose answer may be longer than what is left: refused, or asked for a shorter one."""
+
+    REFUSE = "refuse"
+    SHRINK = "shrink"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
     """What a worker needs of a key, as published at `key:<digest>`.
 
     `version` grows with every change; a worker that holds an older one is told so by the reserve script.
-    `concurrency` None means no cap, `expires_ms` (Unix time) None means never, `models` empty means all.
+    `concurrency` None means no cap, `expires_ms` (Unix time) None means never, `models` empty means all. `prepaid` says
+    that it has a balance of tokens, from which everything that it uses is taken.
     """
 
     id: KeyId
@@ -50,6 +76,10 @@ class KeyRecord:
     concurrency: int | None
     expires_ms: int | None
     models: tuple[str, ...]
+    mode: Mode = Mode.ENFORCE
+    reserve: Reserve = Reserve.ESTIMATE
+    on_limit: OnLimit = OnLimit.REFUSE
+    prepaid: bool = False
 
     def is_usable(self, now_ms: int) -> bool:
         """Whether the key is active and not past its expiry at `now_ms`."""
@@ -108,6 +138,10 @@ def encode_record(record: KeyRecord) -> bytes:
             "concurrency": record.concurrency,
             "expires_ms": record.expires_ms,
             "models": record.models,
+            "mode": record.mode,
+            "reserve": record.reserve,
+            "on_limit": record.on_limit,
+            "prepaid": record.prepaid,
         }
     )
 
@@ -125,13 +159,18 @@ def decode_record(raw: bytes) -> KeyRecord:
             concurrency=row["concurrency"],
             expires_ms=row["expires_ms"],
             models=tuple(_list(row["models"])),
+            mode=Mode(row["mode"]),
+            reserve=Reserve(row["reserve"]),
+            on_limit=OnLimit(row["on_limit"]),
+            prepaid=row["prepaid"],
         )
     except (KeyError, TypeError, ValueError):
         raise ValueError("not a published key record") from None
     texts = (record.id, *record.models)
     numbers = [record.version, record.partition, *(n for each in record.limits for n in (each.amount, each.window_ms))]
     numbers += [number for number in (record.concurrency, record.expires_ms) if number is not None]
-    if not all(isinstance(text, str) for text in texts) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    well_typed = all(isinstance(text, str) for text in texts) and type(record.prepaid) is bool
+    if not well_typed or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
         raise ValueError("not a published key record")
     return record
 

@@ -6,15 +6,11 @@ dies in between leaves it there to be read again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from edgeproxy.domain.keys import KeyId
 from edgeproxy.domain.usage import decode_event
-from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import keyspace
+from edgeproxy.hotstate.calling import Caller
 
 PAYLOAD = b"e"  # the one field of an entry
 _SCAN_COUNT = 1000  # entries looked at in one round trip: about a millisecond of Redis
@@ -34,15 +30,15 @@ class Entry:
 
 
 class EventStreams:
-    """What waits, over all partitions. The client belongs to whoever made it; it answers in bytes."""
+    """What waits, over all partitions."""
 
-    def __init__(self, redis: Redis, partitions: int) -> None:
-        self._redis = redis
+    def __init__(self, caller: Caller, partitions: int) -> None:
+        self._caller = caller
         self.partitions = partitions
 
     async def now_ms(self) -> int:
         """Return the time by the clock that entries are stamped with."""
-        seconds, microseconds = await self._run("TIME")
+        seconds, microseconds = await self._caller.command("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def read(self, partition: int, until_ms: int, count: int) -> list[Entry]:
@@ -52,7 +48,7 @@ class EventStreams:
     async def remove(self, partition: int, ids: Sequence[str]) -> None:
         """Remove these entries, no others."""
         if ids:
-            await self._run("XDEL", keyspace.events(partition), *ids)
+            await self._caller.command("XDEL", keyspace.events(partition), *ids)
 
     async def oldest_ms(self) -> int | None:
         """Return when the oldest entry of all partitions was added, None when nothing waits."""
@@ -78,7 +74,9 @@ class EventStreams:
         counts: dict[str, int] = {}
         cursor = 0
         while True:  # ends: the cursor is 0 again when all was seen
-            cursor, found = await self._run("HSCAN", keyspace.refusals(partition), cursor, "COUNT", _SCAN_COUNT)
+            cursor, found = await self._caller.command(
+                "HSCAN", keyspace.refusals(partition), cursor, "COUNT", _SCAN_COUNT
+            )
             counts |= {name.decode(errors="replace"): int(count) for name, count in found.items()}
             if not cursor:
                 return counts
@@ -86,22 +84,15 @@ class EventStreams:
     async def remove_refusals(self, partition: int, names: Sequence[str]) -> None:
         """Remove these counts."""
         if names:
-            await self._run("HDEL", keyspace.refusals(partition), *names)
+            await self._caller.command("HDEL", keyspace.refusals(partition), *names)
 
     async def _range(self, partition: int, begin: str, end: str, count: int) -> list[Entry]:
-        found = await self._run("XRANGE", keyspace.events(partition), begin, end, "COUNT", count)
+        found = await self._caller.command("XRANGE", keyspace.events(partition), begin, end, "COUNT", count)
         return [Entry(entry_id.decode(), fields.get(PAYLOAD, b"")) for entry_id, fields in found]
 
     async def _last_id(self, partition: int) -> str | None:
-        found = await self._run("XREVRANGE", keyspace.events(partition), "+", "-", "COUNT", 1)
+        found = await self._caller.command("XREVRANGE", keyspace.events(partition), "+", "-", "COUNT", 1)
         return found[0][0].decode() if found else None
-
-    async def _run(self, *command: str | int) -> Any:
-        """Return the reply of one command, with the library's errors made ours."""
-        try:
-            return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (RedisError, OSError):
-            raise StoreUnavailable("redis") from None
 
 
 def _is_of_key(entry: Entry, key_id: KeyId) -> bool:

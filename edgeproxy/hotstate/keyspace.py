@@ -4,8 +4,6 @@
 A key record carries no tag, because a worker reads it before it knows the partition.
 """
 
-from edgeproxy.domain.keys import KeyId
-
 INSTALL = "install"  # what was fixed at installation: number of partitions, fingerprint of the pepper
 
 
@@ -14,14 +12,14 @@ def key_record(digest: str) -> str:
     return f"key:{digest}"
 
 
-def state(partition: int, key_id: KeyId) -> str:
-    """STRING, cmsgpack: status, open requests, totals and window sums of a key."""
-    return f"{{p{partition:02d}}}:state:{key_id}"
+def state(partition: int, holder: str) -> str:
+    """STRING, cmsgpack: status, open requests, totals, balance and window sums of a holder of limits, mostly a key."""
+    return f"{{p{partition:02d}}}:state:{holder}"
 
 
-def ring(partition: int, key_id: KeyId) -> str:
-    """HASH, one packed value per window: closed buckets of a key's windows."""
-    return f"{{p{partition:02d}}}:ring:{key_id}"
+def ring(partition: int, holder: str) -> str:
+    """HASH, one packed value per window: closed buckets of the windows of a holder of limits."""
+    return f"{{p{partition:02d}}}:ring:{holder}"
 
 
 def reservation(partition: int, request_id: str) -> str:
@@ -37,6 +35,16 @@ def leases(partition: int) -> str:
 def events(partition: int) -> str:
     """STREAM: usage events that wait for the flush, one field `e`."""
     return f"{{p{partition:02d}}}:events"
+
+
+def corrections(partition: int) -> str:
+    """STREAM: usage events whose reservation was gone when they came, one field `e`: `jobs` finds out what is right."""
+    return f"{{p{partition:02d}}}:corrections"
+
+
+def epoch(partition: int) -> str:
+    """STRING, JSON: on which servers (run ids) the counters of this partition are known to be complete, since when."""
+    return f"{{p{partition:02d}}}:epoch"
 
 
 def refusals(partition: int) -> str:

@@ -1,38 +1,31 @@
 """Durable -> hot: make keys known to the gateway, take them away, and read what is counted of them.
 
-This is the control plane's side of Redis; the way of a request never comes through here. It knows no PostgreSQL: what
-to publish, and when to try again, is the caller's. The client that it is given decides how long a call may take.
+It knows no PostgreSQL: what to publish, and when to try again, is the caller's.
 
 A key is published in two places: its state (status, limits, counters: what a reserve decides by) and its record (what a
 worker caches to know the key at all). The state comes first. So a revoked or changed key takes effect at the next
 request everywhere, whatever workers have cached, and a new key is not known before it can be counted.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import orjson
-import redis.asyncio
-import redis.exceptions
 
 from edgeproxy.domain.keys import KeyId, KeyRecord, decode_record
 from edgeproxy.domain.reservations import KeyUsage, PublishStatus
-from edgeproxy.errors import OperatorError, StoreUnavailable
+from edgeproxy.errors import OperatorError
 from edgeproxy.hotstate import keyspace, scripts
+from edgeproxy.hotstate.calling import Caller
 
 _FOREIGN_LAYOUT = "Redis holds counters of an incompatible version of edgeproxy: run the version that wrote them"
 
 
 class Publishing:
-    """Publishes, erases and inspects keys over a client that belongs to the caller and gives replies as bytes.
+    """Publishes, erases and inspects keys.
 
     Every method raises StoreUnavailable when Redis cannot be reached, refuses or does not answer in time.
     """
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._execute: Callable[..., Awaitable[Any]] = client.execute_command
-        self._scripts = scripts.load()
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def publish(self, record: KeyRecord, digest: str) -> PublishStatus:
         """Make this version of the key hold; KEPT when this version or a newer one holds already.
@@ -40,10 +33,10 @@ class Publishing:
         Holds also when Redis has no memory left: a key can always be revoked. May be repeated after any failure.
         Raises ValueError when the limits cannot hold together, OperatorError when the counters are not readable.
         """
-        status = scripts.decode_publish(await self._run("publish", scripts.publish_args(record)))
+        status = scripts.decode_publish(await self._caller.run("publish", scripts.publish_args(record)))
         if status is PublishStatus.LAYOUT:
             raise OperatorError(_FOREIGN_LAYOUT)
-        await self._run("record", scripts.record_args(record, digest))
+        await self._caller.run("record", scripts.record_args(record, digest))
         return status
 
     async def erase(self, key_id: KeyId, partition: int, digest: str) -> None:
@@ -51,8 +44,8 @@ class Publishing:
 
         Revoke it and wait for its open requests before: what these use is counted nowhere but in their events.
         """
-        await self._run_plain("DEL", keyspace.key_record(digest))
-        await self._run("erase", scripts.erase_args(partition, key_id))
+        await self._caller.command("DEL", keyspace.key_record(digest))
+        await self._caller.run("erase", scripts.erase_args(partition, key_id))
 
     async def inspect(self, record: KeyRecord, now_ms: int | None = None) -> KeyUsage | None:
         """Return what is counted of the key now (`now_ms`: a test's clock); None when it is not published.
@@ -60,7 +53,7 @@ class Publishing:
         Windows are those of the version that holds, which may be newer than `record`.
         Raises OperatorError when the counters are not readable.
         """
-        reply = await self._run("inspect", scripts.inspect_args(record.partition, record.id, now_ms=now_ms))
+        reply = await self._caller.run("inspect", scripts.inspect_args(record.partition, record.id, now_ms=now_ms))
         try:
             return scripts.decode_inspect(reply)
         except ValueError:
@@ -71,7 +64,7 @@ class Publishing:
 
         Raises ValueError when something else is there.
         """
-        raw: bytes | None = await self._run_plain("GET", keyspace.key_record(digest))
+        raw: bytes | None = await self._caller.command("GET", keyspace.key_record(digest))
         return None if raw is None else decode_record(raw)
 
     async def install(self, partitions: int, pepper_fingerprint: str, previous_fingerprint: str | None = None) -> None:
@@ -81,37 +74,11 @@ class Publishing:
         OperatorError. During a rotation the fixed pepper may be the previous one, and is replaced.
         """
         wanted = orjson.dumps({"partitions": partitions, "pepper": pepper_fingerprint})
-        await self._run_plain("SET", keyspace.INSTALL, wanted, "NX")
-        there: bytes = await self._run_plain("GET", keyspace.INSTALL)
+        await self._caller.command("SET", keyspace.INSTALL, wanted, "NX")
+        there: bytes = await self._caller.command("GET", keyspace.INSTALL)
         _check_install(there, partitions, (pepper_fingerprint, previous_fingerprint))
         if there != wanted:
-            await self._run_plain("SET", keyspace.INSTALL, wanted)
-
-    async def _run_plain(self, *command: str | bytes) -> Any:
-        with _errors_mapped():
-            return await self._execute(*command)
-
-    async def _run(self, name: str, arguments: scripts.Arguments) -> list[Any]:
-        """Call a script; where Redis does not have it (it was restarted, or is new), load it first."""
-        script = self._scripts[name]
-        command = script.command(arguments)
-        reply: list[Any]
-        with _errors_mapped():
-            try:
-                reply = await self._execute(*command)
-            except redis.exceptions.NoScriptError:
-                await self._execute("SCRIPT LOAD", script.source)
-                reply = await self._execute(*command)
-        return reply
-
-
-@contextmanager
-def _errors_mapped() -> Iterator[None]:
-    """Turn what the client library raises into ours, without its text, which may hold addresses and arguments."""
-    try:
-        yield
-    except (redis.exceptions.RedisError, OSError):
-        raise StoreUnavailable("redis") from None
+            await self._caller.command("SET", keyspace.INSTALL, wanted)
 
 
 def _check_install(raw: bytes, partitions: int, fingerprints: tuple[str | None, ...]) -> None:

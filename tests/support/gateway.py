@@ -21,6 +21,7 @@ from edgeproxy.domain.limits import parse_limit
 from edgeproxy.domain.reservations import KeyUsage
 from edgeproxy.domain.usage import UsageEvent, decode_event
 from edgeproxy.hotstate import keyspace
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.metrics import Metrics
 from edgeproxy.mock_provider.server import Options, RunningMock, running
@@ -71,11 +72,11 @@ class Gateway:
         return secret
 
     async def publish(self, secret: str, record: KeyRecord) -> None:
-        await Publishing(self.redis).publish(record, digest(secret, PEPPER))
+        await Publishing(Caller(self.redis)).publish(record, digest(secret, PEPPER))
         self.records[secret] = record
 
     async def usage(self, secret: str) -> KeyUsage:
-        found = await Publishing(self.redis).inspect(self.records[secret])
+        found = await Publishing(Caller(self.redis)).inspect(self.records[secret])
         assert found is not None
         return found
 

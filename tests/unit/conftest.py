@@ -18,6 +18,7 @@ from edgeproxy.domain.keys import KeyId, partition_of
 from edgeproxy.domain.reservations import Outcome, ReserveReply, ReserveStatus, SettleStatus
 from edgeproxy.domain.usage import Usage, UsageEvent, encode_event
 from edgeproxy.hotstate import keyspace, scripts
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.jobs.flush import Flusher
@@ -88,7 +89,7 @@ async def database(migrated_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def streams(redis: redis_asyncio.Redis) -> EventStreams:
-    return EventStreams(redis, PARTITIONS)
+    return EventStreams(Caller(redis), PARTITIONS)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def control(database: Database, redis: redis_asyncio.Redis, streams: EventStreams) -> Control:
-    return Control(database, Publishing(redis), streams, (bytes(range(32)),), PARTITIONS, "ep-")
+    return Control(database, Publishing(Caller(redis)), streams, (bytes(range(32)),), PARTITIONS, "ep-")
 
 
 @pytest.fixture
@@ -106,7 +107,12 @@ async def control_without_redis(database: Database) -> AsyncIterator[Control]:
     """The same installation while its Redis is away."""
     async with redis_asyncio.Redis.from_url(NOWHERE, retry=None) as client:
         yield Control(
-            database, Publishing(client), EventStreams(client, PARTITIONS), (bytes(range(32)),), PARTITIONS, "ep-"
+            database,
+            Publishing(Caller(client)),
+            EventStreams(Caller(client), PARTITIONS),
+            (bytes(range(32)),),
+            PARTITIONS,
+            "ep-",
         )
 
 

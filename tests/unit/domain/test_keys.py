@@ -223,6 +223,10 @@ BAD = {
     "concurrency": ["8", -1, 1.0, True, []],
     "expires_ms": ["8", -1, 1.5, True, []],
     "models": [None, "claude", {}, {"claude": 1}, [1], [None], ["a", ["b"]], 7],
+    "mode": [None, "", "refuse", 1, []],
+    "reserve": [None, "", "guess", 1, []],
+    "on_limit": [None, "", "enforce", 1, []],
+    "prepaid": [None, 0, 1, "true", []],
 }
 
 

@@ -14,6 +14,7 @@ from edgeproxy.domain.limits import Amounts, parse_limit
 from edgeproxy.domain.reservations import Outcome, ReserveStatus, SettleStatus
 from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import keyspace, scripts
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.commands import HotState
 from edgeproxy.hotstate.connection import CommandFailed
 from edgeproxy.hotstate.publishing import Publishing
@@ -39,7 +40,7 @@ async def hot(redis_url: str, round_trips: Histogram) -> AsyncIterator[HotState]
 async def record(redis: redis_asyncio.Redis) -> KeyRecord:
     key_id = KeyId(str(uuid.uuid4()))
     made = KeyRecord(key_id, 1, KeyStatus.ACTIVE, 3, (parse_limit("tokens=100/1m"),), None, None, ())
-    await Publishing(redis).publish(made, DIGEST)
+    await Publishing(Caller(redis)).publish(made, DIGEST)
     return made
 
 

@@ -8,6 +8,7 @@ from edgeproxy.domain.usage import encode_event
 from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import events as module
 from edgeproxy.hotstate import keyspace, scripts
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.events import Entry, EventStreams
 
 PARTITIONS = 4
@@ -98,7 +99,7 @@ async def test_many_refusals_are_all_read(redis, streams):
 
 async def test_a_redis_that_is_away_is_unavailable():
     async with redis_asyncio.Redis.from_url("unix:///nonexistent/redis.sock", retry=None) as client:
-        away = EventStreams(client, PARTITIONS)
+        away = EventStreams(Caller(client), PARTITIONS)
         for call in (away.now_ms(), away.read(0, 1, 1), away.remove(0, ["1-0"]), away.oldest_ms(), away.refusals(0)):
             with pytest.raises(StoreUnavailable, match=r"^redis$"):
                 await call
@@ -116,5 +117,5 @@ async def test_a_redis_that_is_frozen_is_unavailable(tmp_path):
     async with await asyncio.start_unix_server(silent, tmp_path / "s"):
         async with redis_asyncio.Redis.from_url(f"unix://{tmp_path}/s", socket_timeout=0.05, retry=None) as client:
             with pytest.raises(StoreUnavailable):
-                await EventStreams(client, PARTITIONS).now_ms()
+                await EventStreams(Caller(client), PARTITIONS).now_ms()
         await gone.wait()

@@ -24,6 +24,8 @@ def names(partition, key_id, request_id):
         "leases": keyspace.leases(partition),
         "events": keyspace.events(partition),
         "refusals": keyspace.refusals(partition),
+        "corrections": keyspace.corrections(partition),
+        "epoch": keyspace.epoch(partition),
     }
 
 
@@ -35,6 +37,8 @@ def test_names_are_what_they_were():
         "leases": "{p07}:leases",
         "events": "{p07}:events",
         "refusals": "{p07}:refusals",
+        "corrections": "{p07}:corrections",
+        "epoch": "{p07}:epoch",
     }
     assert keyspace.key_record("ab") == "key:ab"
     assert keyspace.INSTALL == "install"

@@ -11,6 +11,7 @@ from edgeproxy.domain.limits import Amounts, Dimension, Limit, parse_limits
 from edgeproxy.domain.reservations import Outcome, PublishStatus, WindowUsage
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.hotstate import scripts
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.publishing import Publishing
 
 NOW = 1_700_000_000_000
@@ -28,7 +29,7 @@ RECORD = KeyRecord(
 
 @pytest.fixture
 def publishing(redis):
-    return Publishing(redis)
+    return Publishing(Caller(redis))
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ CALLS = {
 async def test_when_nobody_listens_redis_is_unavailable(tmp_path, name):
     async with Redis.from_url(f"unix://{tmp_path}/redis.sock") as client:
         with pytest.raises(StoreUnavailable) as caught:
-            await CALLS[name](Publishing(client))
+            await CALLS[name](Publishing(Caller(client)))
     assert str(caught.value) == caught.value.store == "redis"
     assert caught.value.__suppress_context__  # the library's text names the address
 
