@@ -168,6 +168,8 @@ class ClientConnection(RequestHandler):
             self._timer.cancel()
         self._head_until = self._slow_until = 0.0
         self._wire = None
+        if self._waiter is not None and self._waiter.done() and self._task_handler is not None:
+            self._task_handler.cancel()  # for a request of this very turn aiohttp calls what it forgets now
         super().connection_lost(exc)
         if self._is_refused:
             self._newest_body.feed_eof()  # it has seen the answer, or never will
