@@ -126,6 +126,11 @@ def partition_of(key_id: KeyId, partitions: int) -> int:
     return int.from_bytes(blake3(key_id.encode()).digest(length=8)) % partitions
 
 
+def provider_holder(name: str) -> KeyId:
+    """Return under which name the limits of our own account at a provider are counted, as if it were a key."""
+    return KeyId(f"provider:{name}")
+
+
 def encode_record(record: KeyRecord) -> bytes:
     """Return the record as the JSON object that is published for workers."""
     return orjson.dumps(

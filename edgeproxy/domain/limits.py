@@ -162,11 +162,11 @@ class WindowRing:
 
     __slots__ = ("_buckets", "_charged", "_newest", "limit")
 
-    def __init__(self, limit: Limit) -> None:
+    def __init__(self, limit: Limit, buckets: Iterable[tuple[int, int]] = ()) -> None:
+        """Begin with `buckets`: index and amount, oldest first."""
         self.limit = limit
-        self._buckets: dict[int, int] = {}
-        self._newest = 0
-        self._charged = 0
+        self._buckets: dict[int, int] = dict(buckets)
+        self._newest = self._charged = max(self._buckets, default=0)
 
     def used(self, now_ms: int) -> int:
         """Return the sum of the B+1 live buckets."""
@@ -207,6 +207,34 @@ class WindowRing:
             self._buckets[self._newest] = self._buckets.get(self._newest, 0) + amount
             self._charged = self._newest
         return self._newest
+
+    def taken_over(self, limit: Limit, seen_ms: int) -> "WindowRing":
+        """Return the ring of another limit that counts what this one counted.
+
+        What lies in a bucket goes to the new one in which the old one ends, or to that of `seen_ms`, the latest time at
+        which anything was charged: it leaves later than it would have, never earlier. What has left already is dropped.
+        """
+        ring = WindowRing(limit)
+        ring._newest = ring._bucket_of(seen_ms)
+
+        def moved(index: int) -> int:
+            return min(((index + 1) * self.limit.bucket_ms - 1) // limit.bucket_ms, ring._newest)
+
+        for index, amount in self._buckets.items():
+            if amount and moved(index) >= ring._newest - limit.buckets:
+                ring._buckets[moved(index)] = ring._buckets.get(moved(index), 0) + amount
+        ring._charged = moved(self._charged)
+        return ring
+
+    @property
+    def newest_ms(self) -> int:
+        """When the newest bucket begins that was ever used, Unix time; 0 when none was."""
+        return self._newest * self.limit.bucket_ms
+
+    @property
+    def charged_in_all(self) -> int:
+        """The sum of the buckets that were live when it was charged last."""
+        return sum(self._buckets.values())
 
     def refund(self, index: int, amount: int) -> None:
         """Take `amount` back out of the bucket that it was charged to; dropped when that has left the ring.

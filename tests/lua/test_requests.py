@@ -2,19 +2,27 @@
 
 import pytest
 
-from edgeproxy.domain.keys import KeyId, KeyStatus
+from edgeproxy.domain.keys import KeyId, KeyStatus, Mode
 from edgeproxy.domain.limits import MAX_AMOUNT, NEVER_FITS, Amounts, Limit, parse_limits
 from edgeproxy.domain.reservations import (
     NO_TIME_HELPS,
+    WHATEVER_HOLDS,
+    ChargedScope,
+    HeartbeatStatus,
     KeyVersion,
+    LedgerStatus,
+    LimitReason,
     Outcome,
+    Pending,
     PublishStatus,
+    ReapStatus,
     ReserveReply,
     ReserveStatus,
     SettleReply,
     SettleStatus,
     WindowLevel,
 )
+from tests.lua.in_redis import record_of
 
 NOW = 1_700_000_000_000  # at the beginning of a bucket of a minute
 KEY = KeyVersion(KeyId("key"), 1)
@@ -35,8 +43,8 @@ def used(partition, key=KEY, now_ms=NOW) -> list[int]:
 def publish(partition):
     """Publishes a version of a key, active and without a cap unless told otherwise."""
 
-    def publish(key, *limits: str, cap=None, status=KeyStatus.ACTIVE):
-        return partition.publish(key, status, cap, parse_limits(limits))
+    def publish(key, *limits: str, now_ms=NOW, **options):
+        return partition.publish(record_of(key, *limits, **options), now_ms)
 
     return publish
 
@@ -67,14 +75,14 @@ class TestReserve:
         partition.reserve("a", [KEY], tokens(60), NOW + 400)
         partition.reserve("b", [KEY], tokens(40), NOW + 10_400)
         reply = partition.reserve("c", [KEY], tokens(50), NOW + 20_123)
-        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 0, 40_877)
+        assert (reply.status, reply.position, reply.retry_ms) == (ReserveStatus.REFUSED, 0, 40_877)
         assert partition.reserve("c", [KEY], tokens(50), NOW + 20_123 + 40_876).status is ReserveStatus.REFUSED
         assert partition.reserve("c", [KEY], tokens(50), NOW + 20_123 + 40_877).status is ReserveStatus.ADMITTED
 
     def test_a_refusal_by_one_window_charges_no_other(self, partition, publish):
         publish(KEY, "requests=5/1m", "tokens=100/1m", "output_tokens=1000/1h")
         reply = partition.reserve("r", [KEY], tokens(101), NOW)
-        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+        assert (reply.position, reply.retry_ms) == (1, NEVER_FITS)
         assert reply.windows == (WindowLevel(5, 0), WindowLevel(100, 0), WindowLevel(1000, 0))
         assert used(partition) == [0, 0, 0]
         assert partition.inspect(KEY.key_id, NOW).open == partition.pending() == 0
@@ -83,20 +91,20 @@ class TestReserve:
         publish(KEY, "requests=1/1m", "tokens=10/1h", "output_tokens=10/1m")
         partition.reserve("a", [KEY], tokens(10), NOW)
         reply = partition.reserve("b", [KEY], tokens(10), NOW)
-        assert (reply.limit_index, reply.retry_ms) == (1, 3_660_000 - NOW % 60_000)
+        assert (reply.position, reply.retry_ms) == (1, 3_660_000 - NOW % 60_000)
         reply = partition.reserve("b", [KEY], tokens(16), NOW)  # 12 of output: never
-        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+        assert (reply.position, reply.retry_ms) == (1, NEVER_FITS)
 
     def test_the_first_of_two_that_take_equally_long_is_named(self, partition, publish):
         publish(KEY, "requests=9/1m", "tokens=10/1m", "output_tokens=8/1m")
         partition.reserve("a", [KEY], tokens(10), NOW)
         reply = partition.reserve("b", [KEY], tokens(10), NOW)
-        assert (reply.limit_index, reply.retry_ms) == (1, 61_000)
+        assert (reply.position, reply.retry_ms) == (1, 61_000)
 
     def test_the_first_of_two_that_never_fit_is_named(self, partition, publish):
         publish(KEY, "requests=5/1m", "input_tokens=1/1h", "output_tokens=1/1m")
         reply = partition.reserve("a", [KEY], tokens(100), NOW)
-        assert (reply.limit_index, reply.retry_ms) == (1, NEVER_FITS)
+        assert (reply.position, reply.retry_ms) == (1, NEVER_FITS)
 
     def test_a_request_larger_than_the_limit_never_fits_into_an_empty_window(self, partition, publish):
         publish(KEY, "tokens=100/1m")
@@ -106,7 +114,7 @@ class TestReserve:
     def test_a_limit_of_nothing_refuses_forever(self, partition, publish):
         publish(KEY, "requests=0/1m")
         reply = partition.reserve("r", [KEY], ONE, NOW)
-        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 0, NEVER_FITS)
+        assert (reply.status, reply.position, reply.retry_ms) == (ReserveStatus.REFUSED, 0, NEVER_FITS)
 
     def test_a_request_without_tokens_passes_a_full_window_of_tokens(self, partition, publish):
         publish(KEY, "tokens=100/1m", "output_tokens=0/1m")
@@ -163,7 +171,12 @@ class TestConcurrency:
         partition.reserve("a", [KEY], ONE, NOW)
         partition.reserve("b", [KEY], ONE, NOW)
         reply = partition.reserve("c", [KEY], ONE, NOW)
-        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, -1, NO_TIME_HELPS)
+        assert (reply.status, reply.reason, reply.position, reply.retry_ms) == (
+            ReserveStatus.REFUSED,
+            LimitReason.CONCURRENCY,
+            0,
+            NO_TIME_HELPS,
+        )
         assert reply.windows == (WindowLevel(3, 61_000),)
         partition.settle("a", Outcome.POST, ONE, b"e", NOW)
         assert partition.reserve("c", [KEY], ONE, NOW).status is ReserveStatus.ADMITTED
@@ -172,7 +185,7 @@ class TestConcurrency:
         publish(KEY, "requests=1/1m", cap=1)
         partition.reserve("a", [KEY], ONE, NOW)
         reply = partition.reserve("b", [KEY], ONE, NOW)
-        assert (reply.limit_index, reply.retry_ms) == (0, 61_000)
+        assert (reply.position, reply.retry_ms) == (0, 61_000)
 
     def test_a_cap_of_nothing_refuses(self, partition, publish):
         publish(KEY, cap=0)
@@ -203,7 +216,7 @@ class TestTwoScopes:
         publish(KEY, "tokens=100/1m")
         publish(ACCOUNT, "requests=5/1m", "tokens=10/1m")
         reply = partition.reserve("r", [KEY, ACCOUNT], tokens(40), NOW)
-        assert (reply.status, reply.limit_index, reply.retry_ms) == (ReserveStatus.REFUSED, 2, NEVER_FITS)
+        assert (reply.status, reply.position, reply.retry_ms) == (ReserveStatus.REFUSED, 2, NEVER_FITS)
         assert used(partition) + used(partition, ACCOUNT) == [0, 0, 0]
         assert partition.inspect(KEY.key_id, NOW).open == 0
 
@@ -212,7 +225,7 @@ class TestTwoScopes:
         publish(ACCOUNT, cap=1)
         partition.reserve("a", [KEY, ACCOUNT], ONE, NOW)
         reply = partition.reserve("b", [KEY, ACCOUNT], ONE, NOW)
-        assert (reply.limit_index, reply.retry_ms) == (-2, NO_TIME_HELPS)
+        assert (reply.reason, reply.position, reply.retry_ms) == (LimitReason.CONCURRENCY, 1, NO_TIME_HELPS)
 
     @pytest.mark.parametrize(
         ("account", "status"),
@@ -256,12 +269,12 @@ class TestSettle:
         publish(KEY, "tokens=1000/1m")
         partition.reserve("r", [KEY], tokens(400), NOW)
         partition.settle("r", first, tokens(100), b"event", NOW)
-        before = partition.inspect(KEY.key_id, NOW)
+        before = partition.inspect(KEY.key_id, NOW), list(partition.events)
         assert partition.settle("r", second, tokens(700), b"other", NOW + 1) == SettleReply(
             SettleStatus.DUPLICATE, NOW + 1
         )
-        assert partition.inspect(KEY.key_id, NOW) == before
-        assert partition.events == [b"event"]
+        assert (partition.inspect(KEY.key_id, NOW), partition.events) == before
+        assert partition.corrections == []
 
     def test_an_unknown_reservation_is_not_made_up(self, partition, publish):
         publish(KEY, "tokens=1000/1m")
@@ -406,6 +419,276 @@ class TestPublish:
         assert partition.reserve("d", [KEY_2], ONE, NOW).status is ReserveStatus.ADMITTED
 
 
+class TestTakingOver:
+    """A window whose length changes keeps its sum: a limit that is changed never refills a budget."""
+
+    def test_a_longer_window_counts_what_the_shorter_one_counted(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        publish(KEY_2, "tokens=100/1h", now_ms=NOW + 500)
+        assert used(partition, now_ms=NOW + 500) == [60]
+        assert partition.reserve("b", [KEY_2], tokens(41), NOW + 500).status is ReserveStatus.REFUSED
+        assert partition.reserve("b", [KEY_2], tokens(40), NOW + 500).status is ReserveStatus.ADMITTED
+
+    def test_a_shorter_window_counts_what_is_not_too_old_for_it(self, partition, publish):
+        hour = NOW - NOW % 60_000
+        publish(KEY, "tokens=100/1h", now_ms=hour)
+        partition.reserve("a", [KEY], tokens(30), hour)
+        partition.reserve("b", [KEY], tokens(20), hour + 600_000)  # within the minute until 660 s
+        partition.reserve("c", [KEY], tokens(10), hour + 690_000)  # its bucket ends at 720 s
+        publish(KEY_2, "tokens=100/1m", now_ms=hour + 700_000)
+        assert used(partition, now_ms=hour + 700_000) == [30]
+        assert used(partition, now_ms=hour + 719_999) == [30]
+        assert used(partition, now_ms=hour + 720_000) == [10]
+        assert used(partition, now_ms=hour + 760_999) == [10]  # counted as if it were charged at 700 s
+        assert used(partition, now_ms=hour + 761_000) == [0]
+
+    def test_the_one_that_counted_most_is_taken_over_and_by_each_new_one(self, partition, publish):
+        publish(KEY, "tokens=100/1s", "tokens=100/5h", "requests=9/1m")
+        partition.reserve("a", [KEY], tokens(30), NOW)
+        partition.reserve("b", [KEY], tokens(20), NOW + 10_000)
+        publish(KEY_2, "tokens=100/1h", "tokens=100/1d", "output_tokens=9/1m", now_ms=NOW + 10_000)
+        assert used(partition, now_ms=NOW + 10_000) == [50, 50, 0]
+
+    def test_a_window_that_stays_is_not_taken_over(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(30), NOW)
+        publish(KEY_2, "tokens=100/1m", "tokens=100/1h")
+        assert used(partition) == [30, 0]
+
+    def test_a_clock_that_went_back_lets_nothing_leave_early(self, partition, publish):
+        publish(KEY, "tokens=100/30d")
+        partition.reserve("a", [KEY], tokens(60), NOW + 7_200_000)
+        publish(KEY_2, "tokens=100/1m", now_ms=NOW)
+        assert used(partition, now_ms=NOW + 7_260_999) == [60]
+        assert used(partition, now_ms=NOW + 7_261_000) == [0]
+
+    def test_excess_of_an_older_reservation_is_charged_and_what_was_too_much_is_not_given_back(
+        self, partition, publish
+    ):
+        publish(KEY, "tokens=100/1m")
+        for name in "ab":
+            partition.reserve(name, [KEY], tokens(20), NOW)
+        publish(KEY_2, "tokens=100/1h")
+        partition.settle("a", Outcome.POST, tokens(5), b"e", NOW)
+        assert used(partition) == [40]
+        partition.settle("b", Outcome.POST, tokens(25), b"e", NOW)
+        assert used(partition) == [45]
+
+    def test_going_back_to_the_old_length_brings_no_old_bucket_back(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(20), NOW)
+        publish(KEY_2, "tokens=100/1h")
+        publish(KeyVersion(KEY.key_id, 3), "tokens=100/1m")
+        partition.settle("a", Outcome.VOID, ONE, b"e", NOW)
+        assert used(partition) == [20]
+
+
+class TestObserving:
+    def test_a_limit_that_is_reached_is_told_and_refuses_nothing(self, partition, publish):
+        publish(KEY, "tokens=100/1m", mode=Mode.OBSERVE)
+        assert partition.reserve("a", [KEY], tokens(60), NOW).status is ReserveStatus.ADMITTED
+        reply = partition.reserve("b", [KEY], tokens(60), NOW)
+        assert (reply.status, reply.reason, reply.position, reply.retry_ms) == (
+            ReserveStatus.OBSERVED,
+            LimitReason.WINDOW,
+            0,
+            61_000,
+        )
+        assert used(partition) == [120]
+        assert partition.settle("b", Outcome.POST, tokens(50), b"e", NOW).status is SettleStatus.RESOLVED
+        assert used(partition) == [110]
+
+    def test_cap_and_balance_only_observe_too(self, partition, publish):
+        publish(KEY, cap=0, mode=Mode.OBSERVE)
+        assert partition.reserve("a", [KEY], ONE, NOW).reason is LimitReason.CONCURRENCY
+        publish(ACCOUNT, prepaid=True, mode=Mode.OBSERVE)
+        reply = partition.reserve("b", [ACCOUNT], tokens(5), NOW)
+        assert (reply.status, reply.reason, reply.balance) == (ReserveStatus.OBSERVED, LimitReason.BALANCE, -5)
+
+    def test_another_scope_that_enforces_refuses(self, partition, publish):
+        publish(KEY, "tokens=10/1m", mode=Mode.OBSERVE)
+        publish(ACCOUNT, "tokens=20/1m")
+        reply = partition.reserve("a", [KEY, ACCOUNT], tokens(15), NOW)
+        assert (reply.status, reply.position) == (ReserveStatus.OBSERVED, 0)
+        reply = partition.reserve("b", [KEY, ACCOUNT], tokens(15), NOW)
+        assert (reply.status, reply.position, reply.retry_ms) == (ReserveStatus.REFUSED, 1, 61_000)
+
+
+class TestBalance:
+    def test_a_request_fits_into_what_is_neither_used_nor_held(self, partition, publish):
+        publish(KEY, prepaid=True)
+        assert partition.reserve("a", [KEY], tokens(1), NOW).reason is LimitReason.BALANCE
+        partition.credit(KEY.key_id, 1, 100)
+        assert partition.reserve("a", [KEY], tokens(60), NOW).balance == 40
+        reply = partition.reserve("b", [KEY], tokens(41), NOW)
+        assert reply == ReserveReply(
+            ReserveStatus.REFUSED, NOW, LimitReason.BALANCE, 0, NO_TIME_HELPS, balance=40, windows=()
+        )
+        assert partition.reserve("b", [KEY], tokens(40), NOW).balance == 0
+        partition.settle("a", Outcome.POST, tokens(10), b"e", NOW)
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.balance, usage.held) == (90, 40)
+        assert partition.reserve("c", [KEY], tokens(50), NOW).status is ReserveStatus.ADMITTED
+
+    def test_late_excess_takes_it_below_nothing(self, partition, publish):
+        publish(KEY, prepaid=True)
+        partition.credit(KEY.key_id, 1, 10)
+        partition.reserve("a", [KEY], tokens(10), NOW)
+        partition.settle("a", Outcome.POST, tokens(25), b"e", NOW)
+        reply = partition.reserve("b", [KEY], ONE, NOW)
+        assert (reply.status, reply.reason, reply.balance) == (ReserveStatus.REFUSED, LimitReason.BALANCE, -15)
+
+    def test_it_is_told_before_a_window_that_makes_wait_and_after_one_that_never_fits(self, partition, publish):
+        publish(KEY, "tokens=10/1m", prepaid=True, cap=1)
+        partition.credit(KEY.key_id, 1, 10)
+        partition.reserve("a", [KEY], tokens(10), NOW)
+        assert partition.reserve("b", [KEY], tokens(5), NOW).reason is LimitReason.BALANCE
+        reply = partition.reserve("b", [KEY], tokens(11), NOW)
+        assert (reply.reason, reply.retry_ms) == (LimitReason.WINDOW, NEVER_FITS)
+
+    def test_whether_a_key_is_prepaid_is_decided_once(self, partition, publish):
+        publish(KEY, prepaid=True)
+        partition.credit(KEY.key_id, 1, 10)
+        partition.reserve("a", [KEY], tokens(10), NOW)
+        publish(KEY_2, prepaid=False)
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.prepaid, usage.balance, usage.held) == (True, 10, 10)
+
+    def test_a_key_that_is_not_prepaid_holds_nothing_and_counts_what_it_used(self, partition, publish):
+        publish(KEY)
+        assert partition.reserve("a", [KEY], tokens(10), NOW).balance is None
+        assert partition.inspect(KEY.key_id, NOW).held == 0
+        partition.settle("a", Outcome.POST, tokens(7), b"e", NOW)
+        assert partition.inspect(KEY.key_id, NOW).balance == -7
+
+
+class TestAnnouncing:
+    def test_a_request_that_runs_is_charged_whatever_limits_version_and_status_say(self, partition, publish):
+        publish(KEY_2, "tokens=10/1m", cap=0, prepaid=True, status=KeyStatus.REVOKED)
+        reply = partition.reserve("a", [KEY], tokens(50), NOW, b"note", announce=True)
+        assert (reply.status, reply.reason, reply.balance) == (ReserveStatus.ADMITTED, LimitReason.NONE, -50)
+        assert used(partition) == [50]
+        assert partition.reserve("a", [KEY], tokens(50), NOW, b"note", announce=True).status is ReserveStatus.DUPLICATE
+        partition.settle("a", Outcome.POST, tokens(40), b"e", NOW)
+        assert used(partition) == [40]
+
+    def test_an_unpublished_key_gets_no_state(self, partition):
+        assert partition.reserve("a", [KEY], ONE, NOW, announce=True).status is ReserveStatus.UNPUBLISHED
+        assert partition.pending() == 0
+
+    def test_whatever_version_holds_may_be_asked_for(self, partition, publish):
+        publish(KEY_2, "tokens=10/1m")
+        anything = KeyVersion(KEY.key_id, WHATEVER_HOLDS)
+        assert partition.reserve("a", [anything], tokens(10), NOW).status is ReserveStatus.ADMITTED
+        assert partition.reserve("b", [anything], tokens(1), NOW).status is ReserveStatus.REFUSED
+
+
+class TestCancel:
+    def test_it_is_as_if_the_request_had_never_been(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m", prepaid=True)
+        partition.credit(KEY.key_id, 1, 100)
+        before = partition.inspect(KEY.key_id, NOW)
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        assert partition.settle("a", Outcome.CANCEL, tokens(9), b"e", NOW + 5).status is SettleStatus.RESOLVED
+        assert partition.inspect(KEY.key_id, NOW) == before
+        assert (partition.events, partition.corrections, partition.pending()) == ([], [], 0)
+
+
+class TestLeases:
+    def test_a_reservation_is_reaped_when_its_lease_is_over_and_not_before(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m", cap=1, prepaid=True)
+        partition.credit(KEY.key_id, 1, 100)
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        assert partition.reap("a", tokens(25), b"e", NOW + 29_999) is ReapStatus.ALIVE
+        assert partition.inspect(KEY.key_id, NOW).open == 1
+        assert partition.reap("a", tokens(25), b"e", NOW + 30_000) is ReapStatus.RESOLVED
+        assert used(partition) == [1, 25]
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.open, usage.held, usage.balance, usage.totals.requests) == (0, 0, 75, 1)
+        assert partition.events == [b"e"]
+        assert partition.reap("a", tokens(25), b"e", NOW + 30_000) is ReapStatus.DUPLICATE
+        assert partition.events == [b"e"]
+
+    def test_a_heartbeat_renews_and_tells_what_was_used_so_far(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], Amounts(1, 20, 30), NOW, b"note")
+        assert partition.heartbeat("a", Amounts(0, 19, 7), NOW + 20_000) is HeartbeatStatus.RENEWED
+        assert partition.heartbeat("a", Amounts(0, 5, 9), NOW + 10_000) is HeartbeatStatus.RENEWED
+        scope = ChargedScope(1, {"tokens/60000": NOW // 1_000})
+        assert partition.examine("a") == Pending(NOW, Amounts(1, 20, 30), Amounts(0, 19, 9), b"note", (scope,))
+        assert used(partition) == [50]
+        assert partition.reap("a", ONE, b"e", NOW + 39_999) is ReapStatus.ALIVE
+        assert partition.reap("a", ONE, b"e", NOW + 40_000) is ReapStatus.RESOLVED
+        assert partition.heartbeat("a", ONE, NOW) is HeartbeatStatus.UNKNOWN
+        assert partition.examine("a") is partition.examine("b") is None
+
+    @pytest.mark.parametrize("outcome", Outcome)
+    def test_a_worker_that_comes_back_is_told_and_charges_nothing(self, partition, publish, outcome):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        partition.reap("a", tokens(25), b"e", NOW + 30_000)
+        for _ in range(2):
+            assert partition.settle("a", outcome, tokens(60), b"late", NOW + 31_000).status is SettleStatus.REAPED
+        assert used(partition) == [25]
+        assert partition.events == [b"e"]
+        assert partition.corrections == ([] if outcome is Outcome.CANCEL else [b"late", b"late"])
+
+    def test_a_reservation_without_an_event_is_reaped_without_one(self, partition, publish):
+        publish(KEY, "tokens=100/1m")
+        partition.reserve("a", [KEY], tokens(60), NOW)
+        assert partition.reap("a", tokens(60), b"", NOW + 30_000) is ReapStatus.RESOLVED
+        assert partition.events == []
+
+
+class TestLedger:
+    def test_each_entry_counts_once_and_in_order(self, partition, publish):
+        publish(KEY, prepaid=True)
+        for seq, expected, balance in (
+            (2, (LedgerStatus.GAP, 0), 0),
+            (1, (LedgerStatus.APPLIED, 1), 10),
+            (1, (LedgerStatus.DUPLICATE, 1), 10),
+            (3, (LedgerStatus.GAP, 1), 10),
+            (2, (LedgerStatus.APPLIED, 2), 20),
+        ):
+            assert partition.credit(KEY.key_id, seq, 10) == expected
+            assert partition.inspect(KEY.key_id, NOW).balance == balance
+        assert partition.adjust(KEY.key_id, 2, (0, 9, 9), NOW) == (LedgerStatus.DUPLICATE, 2)
+        assert partition.credit(KEY.key_id, 3, -15) == (LedgerStatus.APPLIED, 3)
+        assert partition.inspect(KEY.key_id, NOW).balance == 5
+
+    def test_what_was_settled_too_little_is_charged_now(self, partition, publish):
+        publish(KEY, "requests=5/1m", "tokens=100/1m", "input_tokens=50/1m", "output_tokens=50/1m")
+        assert partition.adjust(KEY.key_id, 1, (1, 10, 20), NOW + 45_000) == (LedgerStatus.APPLIED, 1)
+        assert used(partition, now_ms=NOW + 105_999) == [1, 30, 10, 20]
+        assert used(partition, now_ms=NOW + 106_000) == [0, 0, 0, 0]
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.totals, usage.balance, usage.last_used_ms) == (Amounts(1, 10, 20), -30, 0)
+
+    def test_what_was_settled_too_much_leaves_the_totals_and_not_the_windows(self, partition, publish):
+        publish(KEY, "tokens=100/1m", "input_tokens=50/1m")
+        partition.reserve("a", [KEY], Amounts(1, 20, 30), NOW)
+        partition.settle("a", Outcome.POST, Amounts(1, 20, 30), b"e", NOW)
+        assert partition.adjust(KEY.key_id, 1, (0, 5, -15), NOW) == (LedgerStatus.APPLIED, 1)
+        assert used(partition) == [50, 25]
+        usage = partition.inspect(KEY.key_id, NOW)
+        assert (usage.totals, usage.balance) == (Amounts(1, 25, 15), -40)
+
+    def test_an_unpublished_key_has_none(self, partition):
+        assert partition.credit(KEY.key_id, 1, 10) == (LedgerStatus.UNPUBLISHED, 0)
+        assert partition.adjust(KEY.key_id, 1, (1, 0, 0), NOW) == (LedgerStatus.UNPUBLISHED, 0)
+
+
+class TestCorrections:
+    @pytest.mark.parametrize("outcome", Outcome)
+    def test_the_event_of_an_unknown_reservation_is_kept_for_the_database_to_decide(self, partition, publish, outcome):
+        publish(KEY, "tokens=100/1m")
+        assert partition.settle("r", outcome, tokens(5), b"event", NOW).status is SettleStatus.UNKNOWN
+        assert partition.settle("r", outcome, tokens(5), b"", NOW).status is SettleStatus.UNKNOWN
+        assert partition.corrections == ([] if outcome is Outcome.CANCEL else [b"event"])
+        assert partition.events == []
+
+
 class TestBigNumbers:
     """Lua counts in doubles and Redis answers in integers: both have to be exact up to 2**53."""
 
@@ -435,7 +718,7 @@ class TestBigNumbers:
 @pytest.mark.parametrize("seconds", [1, 7, 60, 3_600, 86_400 * 29, 86_400 * 30, 86_400 * 366])
 def test_every_width_of_a_bucket_is_the_same_everywhere(partition, seconds):
     limit = Limit(parse_limits(["tokens=1/1s"])[0].dimension, 10, seconds * 1_000)
-    partition.publish(KEY, KeyStatus.ACTIVE, None, [limit])
+    partition.publish(record_of(KEY, limit), NOW)
     partition.reserve("a", [KEY], tokens(10), NOW)
     reply = partition.reserve("b", [KEY], tokens(1), NOW)
     leaves_ms = (NOW // limit.bucket_ms + limit.buckets + 1) * limit.bucket_ms

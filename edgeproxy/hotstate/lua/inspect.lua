@@ -4,6 +4,7 @@
 -- ARGV  1 now, Unix ms; empty: the clock of Redis
 -- REPLY status (only that, when it is not FOUND), version, status of the key (1 active, 2 revoked),
 --       totals: requests, input tokens, output tokens; last use, Unix ms or 0; open requests;
+--       mode (1 enforce, 2 observe), prepaid (0 or 1), balance, held, number of the last ledger entry;
 --       then for each window: id, amount of the limit, used, reset ms
 --   1 FOUND
 --   3 UNPUBLISHED
@@ -24,6 +25,7 @@ if state[LAYOUT] ~= LAYOUT_VERSION then return {FOREIGN_LAYOUT} end
 local reply = {
   FOUND, state[VERSION], state[STATUS],
   state[REQUESTS], state[INPUT_TOKENS], state[OUTPUT_TOKENS], state[LAST_USED_MS], state[OPEN],
+  state[MODE], state[PREPAID], state[BALANCE], state[HELD], state[LEDGER],
 }
 for window = FIRST_WINDOW, #state, WINDOW_FIELDS do
   advance(state, window, KEYS[2], now, {})

@@ -21,9 +21,11 @@
 -- INVARIANT  NEWEST never falls, whatever the clock does: a bucket that was closed is never opened again.
 -- All numbers are doubles: integers are exact up to 2^53. So sums are never compared, only differences to a limit.
 
-local LAYOUT_VERSION = 1
+local LAYOUT_VERSION = 2
 local ACTIVE = 1                 -- STATUS of a key; 2 is revoked
+local ENFORCE, OBSERVE = 1, 2    -- MODE of a key
 local NONE = -1                  -- CONCURRENCY without a cap; OLDEST of an empty ring
+local TOKENS = 2                 -- DIMENSION: input and output together
 
 -- Header of a state, by position.
 local LAYOUT = 1                 -- LAYOUT_VERSION of the program that wrote it
@@ -35,21 +37,29 @@ local LAST_USED_MS = 6           -- Unix time of the last settle, 0 before the f
 local REQUESTS = 7               -- totals of everything that was settled
 local INPUT_TOKENS = 8
 local OUTPUT_TOKENS = 9
-local FIRST_WINDOW = 10          -- position of the first window
+local MODE = 10                  -- whether a limit that is reached refuses
+local PREPAID = 11               -- 1: a request has to fit into the balance, too; fixed when the key is made
+local BALANCE = 12               -- tokens: what was credited, without everything that was settled; may fall below 0
+local HELD = 13                  -- tokens: reserved and not settled; 0 unless PREPAID
+local LEDGER = 14                -- number of the last ledger entry that was applied, 0 before the first
+local SEEN_MS = 15               -- the latest time at which something was charged: NEWEST * WIDTH is never later
+local FIRST_WINDOW = 16          -- position of the first window
 
 -- Fields of a window, by distance from its position.
 local ID = 0                     -- "<dimension>/<length in ms>"
-local SINCE = 1                  -- VERSION with which it was published: older reservations did not charge it
-local DIMENSION = 2              -- 1 requests, 2 tokens (input and output), 3 input tokens, 4 output tokens
-local WIDTH = 3                  -- of a bucket, ms
-local BUCKETS = 4
-local AMOUNT = 5                 -- the limit
-local NEWEST = 6                 -- index of the bucket that is open
-local SUM = 7                    -- of all live buckets
-local CURRENT = 8                -- amount in the open bucket
-local CHARGED = 9                -- index of the bucket that was charged last
-local OLDEST = 10                -- index of the oldest bucket in the ring, or NONE
-local WINDOW_FIELDS = 11
+local SINCE = 1                  -- VERSION with which it was published: older reservations did not charge it. A window
+                                 -- that takes over what another one counted takes over its SINCE
+local SHAPED = 2                 -- VERSION with which its buckets were made: older reservations name other buckets
+local DIMENSION = 3              -- 1 requests, 2 tokens (input and output), 3 input tokens, 4 output tokens
+local WIDTH = 4                  -- of a bucket, ms
+local BUCKETS = 5
+local AMOUNT = 6                 -- the limit
+local NEWEST = 7                 -- index of the bucket that is open
+local SUM = 8                    -- of all live buckets
+local CURRENT = 9                -- amount in the open bucket
+local CHARGED = 10               -- index of the bucket that was charged last
+local OLDEST = 11                -- index of the oldest bucket in the ring, or NONE
+local WINDOW_FIELDS = 12
 
 -- Unix time in ms: that of Redis, or `given` (a test's).
 local function clock(given)
@@ -58,7 +68,7 @@ local function clock(given)
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Amounts by DIMENSION from the three that a request has.
+-- Amounts by DIMENSION from the three that a request has. Differences may be negative.
 local function by_dimension(requests, input_tokens, output_tokens)
   return {requests, input_tokens + output_tokens, input_tokens, output_tokens}
 end

@@ -350,3 +350,30 @@ def test_undershoot_is_at_most_one_bucket():
             watched.charge(2)
     admitted = watched.logged(watched.now_ms - 60_000, watched.now_ms)
     assert 6_000 * 59 // 60 <= admitted <= 6_000
+
+
+CHARGES = st.lists(st.tuples(st.integers(0, 90_000), st.integers(1, 9)), min_size=1, max_size=12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LIMITS, LIMITS, CHARGES, st.integers(0, 90_000), st.integers(-500, 300_000))
+def test_a_window_that_is_taken_over_forgets_nothing_that_it_covers(old, new, charges, wait_ms, look_ms):
+    """Whatever the clock did: charges come in any order of time, as if it went back between them."""
+    start_ms = 1_700_000_000_000
+    ring = WindowRing(old)
+    for at_ms, amount in charges:
+        ring.charge(start_ms + at_ms, amount)
+    seen_ms = start_ms + max(at_ms for at_ms, _ in charges) + wait_ms
+    taken = ring.taken_over(new, seen_ms)
+    now_ms = seen_ms + look_ms
+    covered_since_ms = max(seen_ms - old.window_ms, now_ms - new.window_ms)
+    assert taken.used(now_ms) >= sum(amount for at_ms, amount in charges if start_ms + at_ms > covered_since_ms)
+    assert taken.used(seen_ms) <= ring.charged_in_all
+    assert taken.used(seen_ms + (new.buckets + 1) * new.bucket_ms) == 0
+
+
+def test_a_ring_may_begin_with_buckets():
+    ring = WindowRing(Limit(Dimension.TOKENS, 100, 60_000), [(1_000, 7), (1_060, 2)])
+    assert [ring.used(at_ms) for at_ms in (0, 1_060_999, 1_061_000, 1_120_999, 1_121_000)] == [9, 9, 2, 2, 0]
+    assert ring.newest_ms == 1_060_000
+    assert WindowRing(Limit(Dimension.TOKENS, 100, 60_000)).newest_ms == 0
