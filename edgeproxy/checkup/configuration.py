@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from edgeproxy.addresses import is_loopback, split_address
 from edgeproxy.checkup.findings import Finding, ok, warning
-from edgeproxy.config import Model, Settings, is_loopback, split_address
+from edgeproxy.config import Model, Settings
 
 
 def configured(settings: Settings) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ check of it says so, and the checks that would need its facts find nothing.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeproxy.checkup import configuration, host, installation, postgres, redis, secret_files
@@ -14,7 +14,7 @@ from edgeproxy.checkup.certificates import certificates
 from edgeproxy.checkup.findings import Finding, ok
 from edgeproxy.checkup.postgres import PostgresFacts, read_postgres
 from edgeproxy.checkup.providers import probe
-from edgeproxy.checkup.redis import RedisFacts, read_redis
+from edgeproxy.checkup.redis import RedisFacts, read_servers
 from edgeproxy.config import EMBEDDED, Settings
 
 _LEAST_TIMEOUT_MS = 2000  # a person waits longer than a request does: a slow store is to be told from one that is away
@@ -35,9 +35,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the stores and providers said; a finding in place of a store's facts says why there are none."""
+    """What the stores and providers said; a finding in place of a store's facts says why there are none.
 
-    redis: RedisFacts | Finding | None
+    `redis` has every server of a cluster by its name, one that is no cluster by "".
+    """
+
+    redis: Mapping[str, RedisFacts | Finding]
     postgres: PostgresFacts | Finding | None
     providers: tuple[Finding, ...]
 
@@ -56,10 +59,10 @@ async def _gather(subject: Subject) -> Facts:
     served = {model.provider for model in subject.settings.model}
     timeout_ms = max(stores.redis_timeout_ms, _LEAST_TIMEOUT_MS)
 
-    async def of_redis() -> RedisFacts | Finding | None:
+    async def of_redis() -> dict[str, RedisFacts | Finding]:
         if stores.redis == EMBEDDED:
-            return None
-        return await read_redis(stores.redis, timeout_ms, is_embedded="redis" in subject.embedded)
+            return {}
+        return await read_servers(stores.redis, timeout_ms, is_embedded="redis" in subject.embedded)
 
     async def of_postgres() -> PostgresFacts | Finding | None:
         if stores.postgres == EMBEDDED:
@@ -75,17 +78,25 @@ async def _gather(subject: Subject) -> Facts:
 
 
 def _of_redis(check: Callable[[RedisFacts], Iterable[Finding]]) -> Check:
-    return lambda _, facts: check(facts.redis) if isinstance(facts.redis, RedisFacts) else ()
+    def checked(_: Subject, facts: Facts) -> Iterator[Finding]:
+        for name, of in facts.redis.items():
+            if isinstance(of, RedisFacts):
+                yield from _named(name, check(of))
+
+    return checked
+
+
+def _named(server: str, found: Iterable[Finding]) -> Iterable[Finding]:
+    return [replace(each, found=f"{server}: {each.found}") for each in found] if server else found
 
 
 def _of_postgres(check: Callable[[PostgresFacts], Iterable[Finding]]) -> Check:
     return lambda _, facts: check(facts.postgres) if isinstance(facts.postgres, PostgresFacts) else ()
 
 
-def _redis_reachable(_: Subject, facts: Facts) -> Iterable[Finding]:
-    if isinstance(facts.redis, Finding):
-        return [facts.redis]
-    return redis.reachable(facts.redis) if facts.redis is not None else ()
+def _redis_reachable(_: Subject, facts: Facts) -> Iterator[Finding]:
+    for name, of in facts.redis.items():
+        yield from _named(name, [of] if isinstance(of, Finding) else redis.reachable(of))
 
 
 def _postgres_reachable(_: Subject, facts: Facts) -> Iterable[Finding]:
@@ -95,14 +106,15 @@ def _postgres_reachable(_: Subject, facts: Facts) -> Iterable[Finding]:
 
 
 def _clocks(_: Subject, facts: Facts) -> Iterator[Finding]:
-    stores = {"Redis": facts.redis, "PostgreSQL": facts.postgres}
+    stores = {f"Redis {name}".strip(): of for name, of in facts.redis.items()} | {"PostgreSQL": facts.postgres}
     return host.clocks({name: of.clock for name, of in stores.items() if isinstance(of, RedisFacts | PostgresFacts)})
 
 
 def _installation(subject: Subject, facts: Facts) -> Iterator[Finding]:
     fixed = {}
-    if isinstance(facts.redis, RedisFacts):
-        fixed["Redis"] = installation.of_redis(facts.redis.install)
+    told = [of.install for of in facts.redis.values() if isinstance(of, RedisFacts)]
+    if told:
+        fixed["Redis"] = installation.of_redis(next(filter(None, told), None))
     if isinstance(facts.postgres, PostgresFacts):
         fixed["PostgreSQL"] = facts.postgres.install
     return installation.fits(subject.settings, fixed)

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from edgeproxy.addresses import is_loopback
 from edgeproxy.checkup.findings import Clock, Finding, error, of_error, ok, warning
-from edgeproxy.config import is_loopback
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.store.database import Connection, connect
 from edgeproxy.store.migrate import steps

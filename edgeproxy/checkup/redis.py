@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    MovedError,
     NoPermissionError,
+    RedisClusterException,
     RedisError,
     ResponseError,
 )
 
+from edgeproxy.addresses import is_loopback
 from edgeproxy.checkup.findings import Clock, Finding, error, ok, warning
-from edgeproxy.config import is_loopback
+from edgeproxy.domain.redis_addresses import is_cluster, node_address, redis_addresses
 from edgeproxy.hotstate import keyspace
+from edgeproxy.hotstate.calling import open_client
 
 _OLDEST = (6, 2)
 _CLOCK_READINGS = 3  # the quickest one says most
@@ -34,10 +39,11 @@ class RedisFacts:
     """What Redis said. `info` is {} and `config` is None where our user may not ask.
 
     `host` is "" behind a Unix socket. `rights` are those of our user, None where it may not ask, as it should be.
-    `install` is what was fixed at the first start, None before that.
+    `install` is what was fixed at the first start, None before that, and where another node of a cluster has it.
     """
 
     is_embedded: bool
+    is_in_cluster: bool  # and found through it
     host: str
     is_encrypted: bool
     has_password: bool
@@ -51,7 +57,28 @@ class RedisFacts:
     install: str | None
 
 
-async def read_redis(url: str, timeout_ms: int, *, is_embedded: bool) -> RedisFacts | Finding:
+async def read_servers(address: str, timeout_ms: int, *, is_embedded: bool) -> dict[str, RedisFacts | Finding]:
+    """Return what `read_redis` does for all masters of a cluster, by host and port; for one server by ""."""
+    if not is_cluster(address):
+        return {"": await read_redis(address, timeout_ms, is_embedded=is_embedded)}
+    try:
+        async with open_client(address, timeout_ms / 1000) as client:
+            cluster = await cast("RedisCluster", client).initialize()
+            nodes = [(str(node.host), int(node.port)) for node in cluster.get_primaries()]
+    except (RedisError, RedisClusterException, OSError) as raised:
+        return {"": _unreachable(raised)}
+    first = redis_addresses(address)[0]
+    return {
+        f"{host}:{port}": await read_redis(
+            node_address(first, host, port), timeout_ms, is_embedded=False, is_in_cluster=True
+        )
+        for host, port in nodes
+    }
+
+
+async def read_redis(
+    url: str, timeout_ms: int, *, is_embedded: bool, is_in_cluster: bool = False
+) -> RedisFacts | Finding:
     """Return the facts, or why there are none. `timeout_ms` bounds each step, as it bounds a request's."""
     timeout_s = timeout_ms / 1000
     try:
@@ -70,6 +97,7 @@ async def read_redis(url: str, timeout_ms: int, *, is_embedded: bool) -> RedisFa
             rights = await _if_allowed(lambda: client.acl_getuser(user))
             return RedisFacts(
                 is_embedded=is_embedded,
+                is_in_cluster=is_in_cluster,
                 host="" if "path" in target else target.get("host", "localhost"),
                 is_encrypted=url.startswith("rediss://"),
                 has_password=bool(target.get("password")),
@@ -80,7 +108,7 @@ async def read_redis(url: str, timeout_ms: int, *, is_embedded: bool) -> RedisFa
                 info=await _if_allowed(client.info) or {},
                 config=await _if_allowed(lambda: _configuration(client)),
                 rights=None if rights is None else tuple(rights["categories"]),
-                install=cast("str | None", await client.get(keyspace.INSTALL)),
+                install=await _install(client),
             )
     except (RedisError, OSError) as raised:
         return _unreachable(raised)
@@ -101,9 +129,20 @@ async def _clock(client: Redis) -> tuple[Clock, float]:
     return Clock(round(ahead_s * 1000), round(took_s * 500)), took_s * 1000
 
 
+async def _install(client: Redis) -> str | None:
+    try:
+        return cast("str | None", await client.get(keyspace.INSTALL))
+    except MovedError:
+        return None
+
+
 async def _configuration(client: Redis) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name in ("appendfsync", "slowlog-log-slower-than"):  # one by one: Redis 6.2 takes one at a time
+    for name in (
+        "appendfsync",
+        "slowlog-log-slower-than",
+        "cluster-require-full-coverage",
+    ):  # one by one: Redis 6.2 takes one at a time
         found |= cast("dict[str, str]", await client.config_get(name))
     return found
 
@@ -193,8 +232,10 @@ def topology(facts: RedisFacts) -> Iterator[Finding]:
     """It is the one that takes writes, and holds all keys."""
     if not facts.info:
         return
-    if facts.info.get("cluster_enabled"):
-        yield error("it is a node of a Redis Cluster, which this version does not follow", "name a single Redis")
+    if facts.info.get("cluster_enabled") and not facts.is_in_cluster:
+        yield error("it is a node of a Redis Cluster", "write redis+cluster:// in stores.redis, and some of its nodes")
+    if facts.is_in_cluster and (facts.config or {}).get("cluster-require-full-coverage") == "yes":
+        yield warning("where one node is gone, all of them stop", "set cluster-require-full-coverage no")
     if facts.info.get("role") == "slave":
         yield error("it is a replica and takes no writes", "name the primary in stores.redis")
     elif replicas := facts.info.get("connected_slaves"):

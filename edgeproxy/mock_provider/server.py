@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from edgeproxy import logs
-from edgeproxy.config import split_address
+from edgeproxy.addresses import split_address
 from edgeproxy.errors import OperatorError
 from edgeproxy.mock_provider.counting import Counts, Served, last_request
 from edgeproxy.mock_provider.delivery import GARBAGE, Answer, close_without_answer, deliver

@@ -9,7 +9,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from edgeproxy import logs
-from edgeproxy.config import ENVIRONMENT_PREFIX, split_address
+from edgeproxy.addresses import split_address
+from edgeproxy.config import ENVIRONMENT_PREFIX
 from edgeproxy.errors import OperatorError
 
 # Connections that the system holds while a worker is busy or being replaced; the system's own maximum may be lower.

@@ -98,7 +98,7 @@ async def test_a_replica_is_an_error(redis_url: str, redis: redis_asyncio.Redis)
         ({"redis_version": "7.2.4", "valkey_version": "8.1.0"}, "version", Level.OK, "Valkey 8.1.0"),
         ({"aof_last_write_status": "err"}, "persistence", Level.ERROR, "could not write"),
         ({"rdb_last_bgsave_status": "err"}, "persistence", Level.ERROR, "could not write"),
-        ({"cluster_enabled": 1}, "topology", Level.ERROR, "node of a Redis Cluster"),
+        ({"cluster_enabled": 1}, "topology", Level.ERROR, "a node of a Redis Cluster"),
         ({"connected_slaves": 2}, "topology", Level.OK, "replicas (2)"),
     ],
 )

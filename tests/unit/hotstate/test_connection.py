@@ -1,15 +1,24 @@
-"""The multiplexed connection: order, one write per turn, silence, loss and return."""
+"""The multiplexed connection: order, one write per turn, what has left, silence, loss and return."""
 
 import asyncio
+import select
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import hiredis
 import pytest
 import redis.asyncio as redis_asyncio
+import uvloop
 
 from edgeproxy.errors import StoreUnavailable
-from edgeproxy.hotstate.connection import CommandFailed, RedisConnection
+from edgeproxy.hotstate.connection import CommandFailed, Redirected, RedisConnection
+from tests.support.certificates import make_pair
 from tests.support.raw import scripted_provider
+
+LARGE = bytes(20_000_000)  # more than a socket takes
+INFO = b"$19\r\n# Server\r\nrun_id:r1\r\n"
 
 
 @pytest.fixture
@@ -36,6 +45,9 @@ async def test_commands_of_one_turn_leave_in_one_write(connection: RedisConnecti
         def write(self, data: bytes) -> None:
             writes.append(data)
             transport.write(data)
+
+        def get_write_buffer_size(self) -> int:
+            return transport.get_write_buffer_size()
 
         def abort(self) -> None:
             transport.abort()
@@ -188,7 +200,8 @@ def answering_first(script: Script) -> Script:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"PING\r\n")
-        writer.write(b"+PONG\r\n")
+        await reader.readuntil(b"server\r\n")
+        writer.write(b"+PONG\r\n" + INFO)
         await script(reader, writer)
 
     return serve
@@ -211,3 +224,122 @@ async def test_a_connection_that_is_being_made_is_closed_too() -> None:
         async with asyncio.timeout(0.5):  # not only when its time is over
             while len(closed) < 2:
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_flush_tells_whether_the_system_has_everything(run, tls, tmp_path, monkeypatch) -> None:
+    """Whatever the loop, and whatever lies between: what has not left is lost when the process is killed."""
+    pair = make_pair(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pair.certificate))
+    reading = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"+PONG\r\n")
+        await reading.wait()
+        await reader.readexactly(len(hiredis.pack_command(("SET", "k", LARGE))))
+        writer.write(b"+OK\r\n")
+        await reader.read()
+
+    async def scenario() -> None:
+        async with scripted_provider(answering_first(slow), pair.server_context() if tls else None) as url:
+            connection = greeted(url.replace("127.0.0.1", "localhost"), 20_000)
+            assert not connection.flush()
+            await connection.start()
+            assert connection.flush()
+            small = connection.send("PING")
+            assert connection.flush()
+            await small
+            large = connection.send("SET", "k", LARGE)
+            assert not connection.flush()
+            reading.set()
+            await large
+            assert connection.flush()
+            await connection.close()
+            assert not connection.flush()
+
+    run(scenario())
+
+
+async def test_it_knows_which_server_it_has_while_it_has_one(connection: RedisConnection) -> None:
+    told = dict(line.split(b":", 1) for line in (await connection.send("INFO", "server")).split() if b":" in line)
+    assert connection.run_id == told[b"run_id"].decode()
+    await connection.close()
+    assert connection.run_id == ""
+
+
+@pytest.mark.parametrize("info", [b"$0\r\n\r\n", b"+OK\r\n", b"*0\r\n", b"$-1\r\n"])
+async def test_a_server_that_does_not_name_itself_is_not_known(info: bytes) -> None:
+    async def nameless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"server\r\n")
+        writer.write(b"+PONG\r\n" + info)
+        await reader.read()
+
+    async with scripted_provider(nameless) as url:
+        connection = greeted(url, 1000)
+        await connection.start()
+        assert (connection.is_connected, connection.run_id) == (True, "")
+        await connection.close()
+
+
+async def test_whoever_wants_to_be_told_of_a_connection_sends_first(redis_url: str) -> None:
+    told: list[asyncio.Future[object]] = []
+    connection = RedisConnection(redis_url, 2000, 10, [], lambda: told.append(connection.send("CLIENT", "ID")))
+    await connection.start()
+    async with asyncio.timeout(10):
+        first = await told[0]
+        connection.send("CLIENT", "KILL", "ID", str(first), "SKIPME", "no")
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+        assert await told[1] != first
+    await connection.close()
+
+
+async def test_a_node_that_points_elsewhere_says_where() -> None:
+    async def pointing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"GET")
+        writer.write(b"-MOVED 866 10.0.0.7:7001\r\n-ASK 866 :7002\r\n")
+        await reader.read()
+
+    async with scripted_provider(answering_first(pointing)) as url:
+        connection = greeted(url, 1000)
+        await connection.start()
+        results = await asyncio.gather(connection.send("GET", "k"), connection.send("GET", "k"), return_exceptions=True)
+        found = [(error.code, error.address) for error in results if isinstance(error, Redirected)]
+        assert found == [("MOVED", "10.0.0.7:7001"), ("ASK", ":7002")]
+        await connection.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_was_flushed_is_on_its_way_before_the_loop_turns(run, tls, tmp_path, monkeypatch) -> None:
+    """Asked of the other end, because a loop may keep what it was given."""
+    pair = make_pair(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pair.certificate))
+    accepted: list[socket.socket] = []
+
+    def accept_one(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        peer = pair.server_context().wrap_socket(peer, server_side=True) if tls else peer
+        heard = b""
+        while not heard.endswith(b"server\r\n"):
+            heard += peer.recv(1000)
+        accepted.append(peer)
+        peer.sendall(INFO)
+
+    async def scenario(url: str) -> None:
+        connection = RedisConnection(url, 5000, 10, [])
+        await connection.start()
+        reply = connection.send("PING")
+        assert connection.flush()
+        assert select.select(accepted, [], [], 5)[0] == accepted
+        reply.cancel()
+        await connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept_one, args=(listener,))
+        thread.start()
+        run(scenario(f"redis{'s' if tls else ''}://localhost:{listener.getsockname()[1]}"))
+        thread.join()
+        accepted[0].close()
