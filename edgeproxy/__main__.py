@@ -18,6 +18,7 @@ from edgeproxy import logs
 from edgeproxy.commands.doctor import doctor
 from edgeproxy.commands.keys import keys
 from edgeproxy.commands.options import child_options, config_option, json_option, settings_of
+from edgeproxy.commands.reconcile import reconcile
 from edgeproxy.config import EMBEDDED, Settings, environment, provider_secret
 from edgeproxy.errors import OperatorError, StoreUnavailable, operator_line
 
@@ -187,6 +188,7 @@ def mock_provider(
 
 cli.add_command(doctor)
 cli.add_command(keys)
+cli.add_command(reconcile)
 
 
 def main() -> NoReturn:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgeproxy.commands.options import config_option, json_option, settings_of
+from edgeproxy.domain.keys import Mode, OnLimit, Reserve
 from edgeproxy.domain.times import parse_time
 from edgeproxy.errors import OperatorError
 
@@ -34,6 +35,22 @@ def _limit_option(name: str, what: str) -> Callable[..., Any]:
     return click.option(name, multiple=True, metavar="LIMIT", help=what)
 
 
+def _choices(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name one of a few words; what is not given is None."""
+    for name, kind, what in (
+        ("--on-limit", OnLimit, "Refuse a request whose answer may be longer than what is left, or shrink the answer."),
+        ("--reserve", Reserve, "Hold what a request will probably use, or (strict) the most that it can use."),
+        ("--mode", Mode, "Enforce limits, or (observe) only count what they would refuse."),
+    ):
+        command = click.option(
+            name,
+            type=click.Choice([each.value for each in kind]),
+            callback=lambda _ctx, _option, word, kind=kind: None if word is None else kind(word),
+            help=what,
+        )(command)
+    return command
+
+
 @keys.command()
 @config_option
 @json_option
@@ -42,34 +59,37 @@ def _limit_option(name: str, what: str) -> Callable[..., Any]:
 @click.option("--concurrency", type=int, metavar="N", help="How many requests may be open at once.")
 @click.option("--expires", metavar="DATE", help="When it ends: 2027-06-30 (its beginning, UTC) or a full time.")
 @click.option("--models", metavar="PATTERNS", help="Which models it may use, such as 'claude-*,gpt-*'.")
+@_choices
+@click.option("--prepaid", is_flag=True, help="It uses up tokens that keys credit gives it; decided now, for good.")
 @click.pass_context
 def create(
     ctx: click.Context,
+    /,
     *,
     as_json: bool,
-    name: str,
     limit: Sequence[str],
-    concurrency: int | None,
     expires: str | None,
     models: str | None,
+    **parts: Any,
 ) -> None:
     """Issue a key and print it, this once."""
     from edgeproxy.control.keys import create_key
 
-    expires_ms = None if expires is None else _time(expires)
-    patterns = () if models is None else _patterns(models)
-    issued = with_control(
-        ctx,
-        lambda control: create_key(
-            control, name=name, limits=limit, concurrency=concurrency, expires_ms=expires_ms, models=patterns
-        ),
-    )
+    parts = {name: value for name, value in parts.items() if value is not None}
+    parts |= {
+        "limits": limit,
+        "expires_ms": None if expires is None else _time(expires),
+        "models": () if models is None else _patterns(models),
+    }
+    issued = with_control(ctx, lambda control: create_key(control, **parts))
     told = issued.to_json()
     if as_json:
         click.echo(json.dumps(told))
         return
     _echo_facts(told)
     click.echo("Keep the key: it is not shown again.")
+    if told["prepaid"]:
+        click.echo(f"It has no tokens yet; give it some with: edgeproxy keys credit {told['prefix']} TOKENS")
     if not issued.published:
         click.echo("Redis did not answer: the key can be used once the server's jobs have published it.")
 
@@ -132,6 +152,7 @@ def show(ctx: click.Context, ref: str, *, as_json: bool) -> None:
 @click.option("--concurrency", metavar="N", help=f"How many requests may be open at once, or '{_NONE}'.")
 @click.option("--expires", metavar="DATE", help=f"When it ends, or '{_NEVER}'.")
 @click.option("--models", metavar="PATTERNS", help=f"Which models it may use, or '{_ALL}'.")
+@_choices
 @click.pass_context
 def set_(ctx: click.Context, /, ref: str, *, as_json: bool, **changes: Any) -> None:
     """Change a key, from the next request on. What its windows have counted stays."""
@@ -139,6 +160,31 @@ def set_(ctx: click.Context, /, ref: str, *, as_json: bool, **changes: Any) -> N
 
     wanted = _changes(**changes)
     _echo_row(with_control(ctx, lambda control: set_key(control, ref, wanted)), as_json=as_json)
+
+
+@keys.command("credit")
+@config_option
+@json_option
+@click.argument("ref", metavar="KEY")
+@click.argument("tokens", type=int)
+@click.option("--reference", metavar="TEXT", help="Of the payment, say: the same one is credited once, however often.")
+@click.pass_context
+def credit_(ctx: click.Context, ref: str, tokens: int, reference: str | None, *, as_json: bool) -> None:
+    """Give a prepaid key tokens, and print its balance."""
+    from edgeproxy.control.ledger import credit
+
+    done = with_control(ctx, lambda control: credit(control, ref, tokens, reference))
+    told = done.to_json()
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    if done.repeated:
+        click.echo(f"{done.tokens} tokens were credited under this reference before; nothing was added")
+    else:
+        click.echo(f"credited {done.tokens} tokens")
+    if not done.applied:
+        click.echo("Redis did not take it yet: the tokens can be used once the server's jobs have applied it.")
+    _echo_facts({"balance": told["balance"]})
 
 
 @keys.command()
@@ -205,6 +251,7 @@ def _changes(
     concurrency: str | None,
     expires: str | None,
     models: str | None,
+    **choices: Any,
 ) -> "KeyChanges":
     """Return the options of `keys set` as changes; what was not given is kept. Raises OperatorError."""
     from edgeproxy.control.key_rules import KEEP, KeyChanges
@@ -217,6 +264,7 @@ def _changes(
         concurrency=KEEP if concurrency is None else None if concurrency == _NONE else _count(concurrency),
         expires_ms=KEEP if expires is None else None if expires == _NEVER else _time(expires),
         models=KEEP if models is None else () if models == _ALL else _patterns(models),
+        **{name: KEEP if word is None else word for name, word in choices.items()},
     )
 
 
@@ -249,6 +297,8 @@ def _echo_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
             shown = ", ".join(f"{each} {part}" for part, each in value.items())
+        elif isinstance(value, bool):
+            shown = "yes" if value else ""
         elif isinstance(value, list):
             shown = ", ".join(value)
         else:
@@ -263,4 +313,6 @@ def _line(row: "KeyRow") -> str:
     used = told["totals"] or {"requests": "?", "input_tokens": "?", "output_tokens": "?"}
     counts = "{requests} requests, {input_tokens} in, {output_tokens} out".format(**used)
     limits = ", ".join(told["limits"]) or "no limits"
+    if told["balance"]:
+        limits += f"; {told['balance']['left']} tokens left"
     return f"{told['prefix']}  {told['status']:<8} {told['name']}  ({counts}; {limits})"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from edgeproxy.domain.keys import pepper_fingerprint
 from edgeproxy.errors import StoreUnavailable
+from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.store import installation
@@ -16,6 +17,7 @@ class Control:
     """An installation as the verbs see it. The stores belong to whoever opened them.
 
     `peppers` are 32 bytes each: the one that new keys are issued under, and during a rotation the one before.
+    `lease_ms` is how long a request that nothing is heard of stays open.
     """
 
     database: Database
@@ -24,6 +26,12 @@ class Control:
     peppers: tuple[bytes, ...]
     partitions: int
     key_prefix: str
+    lease_ms: int = 30_000
+
+    @property
+    def caller(self) -> Caller:
+        """How Redis is asked for what needs no object that lasts."""
+        return self.streams.caller
 
     def now_ms(self) -> int:
         """Return Unix time in ms by this machine's clock: for what people read, never for windows."""

@@ -6,9 +6,9 @@ from typing import Any
 from uuid import UUID
 
 from edgeproxy.control.installation import Control
-from edgeproxy.control.usage import time_json, totals_json, window_json
+from edgeproxy.control.usage import balance_json, time_json, totals_json, window_json
 from edgeproxy.domain.keys import KeyId, KeyStatus
-from edgeproxy.domain.limits import format_limit
+from edgeproxy.domain.limits import Amounts, format_limit
 from edgeproxy.domain.reservations import KeyUsage
 from edgeproxy.domain.times import rfc3339, to_datetime
 from edgeproxy.errors import OperatorError, StoreUnavailable
@@ -43,7 +43,12 @@ class KeyRow:
         return key_json(self.key, self.status) | {
             "last_used": time_json(counted.last_used_ms or None) if counted else None,
             "totals": totals_json(counted.totals) if counted else None,
+            "balance": self.balance_json(),
         }
+
+    def balance_json(self) -> dict[str, int] | None:
+        """Return the balance as `usage` shows it; None for a key that is not prepaid, or that is not counted now."""
+        return balance_json(self.counted) if self.counted else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class KeyDetails:
     """One key with its windows, what PostgreSQL holds of its usage, and that by day and model."""
 
     row: KeyRow
-    stored: UsageSum
+    stored: Amounts
     daily: tuple[DailySum, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +73,7 @@ class KeyDetails:
         return self.row.to_json() | {
             "open": counted.open if counted else None,
             "windows": [window_json(window) for window in counted.windows] if counted else None,
-            "stored": _sum_json(self.stored),
+            "stored": totals_json(self.stored),
             "daily": [{"day": day.day.isoformat(), "model": day.model} | _sum_json(day.sum) for day in self.daily],
         }
 
@@ -84,6 +89,10 @@ def key_json(key: StoredKey, status: str) -> dict[str, Any]:
         "limits": [format_limit(limit) for limit in key.limits],
         "concurrency": key.concurrency,
         "models": list(key.models),
+        "mode": key.mode,
+        "reserve": key.reserve,
+        "on_limit": key.on_limit,
+        "prepaid": key.prepaid,
         "created": rfc3339(key.created_ms),
         "expires": time_json(key.expires_ms),
         "revoked": time_json(key.revoked_ms),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
-from edgeproxy.domain.limits import Limit, check_limits, format_limit, parse_limit, parse_limits
+from edgeproxy.domain.keys import Mode, OnLimit, Reserve
+from edgeproxy.domain.limits import Dimension, Limit, check_limits, format_limit, parse_limit, parse_limits
 from edgeproxy.errors import OperatorError
 from edgeproxy.store.keys import StoredKey
 
@@ -33,7 +34,7 @@ class KeyChanges:
 
     `limits` replaces all of them; `add_limits` adds, or gives a new amount to the limit of the same dimension and
     window; `remove_limits` takes away those (`tokens/1m` is enough). `concurrency` None is no cap, `expires_ms` None
-    never, `models` () all.
+    never, `models` () all. Whether a key is prepaid is decided when it is created, and never changes.
     """
 
     name: str | Literal[Keep.KEEP] = KEEP
@@ -43,6 +44,9 @@ class KeyChanges:
     concurrency: int | Literal[Keep.KEEP] | None = KEEP
     expires_ms: int | Literal[Keep.KEEP] | None = KEEP
     models: Sequence[str] | Literal[Keep.KEEP] = KEEP
+    mode: Mode | Literal[Keep.KEEP] = KEEP
+    reserve: Reserve | Literal[Keep.KEEP] = KEEP
+    on_limit: OnLimit | Literal[Keep.KEEP] = KEEP
 
     def limits_of(self, key: StoredKey) -> tuple[Limit, ...]:
         """Return the limits that the key has after the change. Raises OperatorError."""
@@ -101,6 +105,26 @@ def checked_models(patterns: Iterable[str]) -> tuple[str, ...]:
                 f"model pattern {pattern!r}: write 1 to 64 letters, digits or . _ : / - and * for any, as in claude-*"
             )
     return models
+
+
+def checked_whole(key: StoredKey) -> StoredKey:
+    """Return a key whose parts fit together: nothing is set that would never do anything."""
+    counted = {limit.dimension for limit in key.limits}
+    if key.mode is Mode.OBSERVE and not (counted or key.concurrency or key.prepaid):
+        raise OperatorError("mode observe needs a limit to observe; add one with --limit, or leave the mode at enforce")
+    if key.prepaid:
+        return key
+    if key.reserve is Reserve.STRICT and counted <= {Dimension.REQUESTS}:
+        raise OperatorError(
+            "reserve strict needs a limit of tokens to hold; add one such as --limit tokens=200000/5h,"
+            " or leave it at estimate"
+        )
+    if key.on_limit is OnLimit.SHRINK and not counted & {Dimension.TOKENS, Dimension.OUTPUT_TOKENS}:
+        raise OperatorError(
+            "on-limit shrink needs a limit of tokens or output_tokens to shrink answers to; add one such as"
+            " --limit tokens=200000/5h, or leave it at refuse"
+        )
+    return key
 
 
 def _removed(text: str) -> Limit:

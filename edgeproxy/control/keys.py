@@ -21,10 +21,22 @@ from edgeproxy.control.key_rules import (
     checked_limits,
     checked_models,
     checked_name,
+    checked_whole,
 )
 from edgeproxy.control.publish import erase_key, publish_key
 from edgeproxy.domain.identifiers import RANDOM_BITS, uuid7
-from edgeproxy.domain.keys import SECRET_BYTES, KeyId, KeyRecord, KeyStatus, digest, display_prefix, issue_secret
+from edgeproxy.domain.keys import (
+    SECRET_BYTES,
+    KeyId,
+    KeyRecord,
+    KeyStatus,
+    Mode,
+    OnLimit,
+    Reserve,
+    digest,
+    display_prefix,
+    issue_secret,
+)
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.store import keys, outbox
 from edgeproxy.store.database import Connection
@@ -60,7 +72,7 @@ class IssuedKey:
         return {"id": row.pop("id"), "key": self.secret, **row, "published": self.published}
 
 
-async def create_key(
+async def create_key(  # noqa: PLR0913 - the parts of a key, each with a default
     control: Control,
     *,
     name: str,
@@ -68,10 +80,16 @@ async def create_key(
     concurrency: int | None = None,
     expires_ms: int | None = None,
     models: Sequence[str] = (),
+    mode: Mode = Mode.ENFORCE,
+    reserve: Reserve = Reserve.ESTIMATE,
+    on_limit: OnLimit = OnLimit.REFUSE,
+    prepaid: bool = False,
 ) -> IssuedKey:
     """Issue a key. `limits` are texts such as `tokens=1000/1m`, `models` patterns (none: all).
 
-    Raises OperatorError for a value that a key cannot have, StoreUnavailable when PostgreSQL does not answer.
+    A prepaid key can be used once it is credited tokens.
+    Raises OperatorError for a value that a key cannot have, or for values that do nothing together; StoreUnavailable
+    when PostgreSQL does not answer.
     """
     now_ms = control.now_ms()
     secret = issue_secret(control.key_prefix, secrets.token_bytes(SECRET_BYTES))
@@ -87,7 +105,12 @@ async def create_key(
         models=checked_models(models),
         created_ms=now_ms,
         expires_ms=checked_expiry(expires_ms, now_ms),
+        mode=mode,
+        reserve=reserve,
+        on_limit=on_limit,
+        prepaid=prepaid,
     )
+    checked_whole(key)
     async with control.database.transaction() as connection:
         await keys.insert(connection, key)
         await _note(connection, key)
@@ -153,14 +176,18 @@ async def delete_key(control: Control, ref: str) -> KeyRow:
 
 
 def _changed(old: StoredKey, changes: KeyChanges, now_ms: int) -> StoredKey:
-    return replace(
+    new = replace(
         old,
         name=old.name if changes.name is KEEP else checked_name(changes.name),
         limits=changes.limits_of(old),
         concurrency=old.concurrency if changes.concurrency is KEEP else checked_concurrency(changes.concurrency),
         expires_ms=old.expires_ms if changes.expires_ms is KEEP else checked_expiry(changes.expires_ms, now_ms),
         models=old.models if changes.models is KEEP else checked_models(changes.models),
+        mode=old.mode if changes.mode is KEEP else changes.mode,
+        reserve=old.reserve if changes.reserve is KEEP else changes.reserve,
+        on_limit=old.on_limit if changes.on_limit is KEEP else changes.on_limit,
     )
+    return checked_whole(new)
 
 
 async def _note(connection: Connection, key: StoredKey) -> None:

@@ -6,7 +6,7 @@ the change waits in the outbox.
 
 from edgeproxy.control.installation import Control
 from edgeproxy.domain.keys import KeyId, partition_of
-from edgeproxy.store import keys, outbox, refusals, usage
+from edgeproxy.store import keys, ledger, outbox, refusals, usage
 
 PENDING_BATCH = 100  # changes published in one round of `jobs`
 
@@ -41,6 +41,7 @@ async def erase_key(control: Control, key_id: KeyId, digest: str) -> None:
     async with control.database.transaction() as connection:
         await usage.delete_sums(connection, key_id)
         await refusals.delete(connection, key_id)
+        await ledger.delete(connection, key_id)
         await outbox.remove_erased(connection, key_id)
 
 

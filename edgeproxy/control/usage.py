@@ -5,7 +5,7 @@ from typing import Any
 from edgeproxy.control.installation import Control
 from edgeproxy.domain.keys import KeyRecord, KeyStatus, digest, is_well_formed
 from edgeproxy.domain.limits import Amounts, format_window
-from edgeproxy.domain.reservations import WindowUsage
+from edgeproxy.domain.reservations import KeyUsage, WindowUsage
 from edgeproxy.domain.times import rfc3339
 from edgeproxy.domain.usage import UsageEvent
 from edgeproxy.store import keys, usage
@@ -17,8 +17,9 @@ async def usage_report(control: Control, secret: str) -> dict[str, Any] | None:
     """Return the usage of the key with this secret as JSON; None unless the key is active.
 
     Shape: `key {id, prefix, name, created, expires, last_used}`, `windows [{dimension, limit, window, used, remaining,
-    reset_ms}]`, `totals {requests, input_tokens, output_tokens}`, `recent [{id, at, model, status, ...}]`; times are
-    RFC 3339 in UTC. Missing, malformed, unknown, revoked and expired keys are not told apart. Raises StoreUnavailable.
+    reset_ms}]`, `totals {requests, input_tokens, output_tokens}`, `recent [{id, at, model, status, ...}]`, and of a
+    prepaid key `balance {left, held}`; times are RFC 3339 in UTC.
+    Missing, malformed, unknown, revoked and expired keys are not told apart. Raises StoreUnavailable.
     """
     record = await _usable_record(control, secret)
     counted = None if record is None else await control.publishing.inspect(record)
@@ -29,6 +30,7 @@ async def usage_report(control: Control, secret: str) -> dict[str, Any] | None:
         recent = await usage.recent(connection, record.id, RECENT)
     if key is None:  # it is being erased
         return None
+    balance = balance_json(counted)
     return {
         "key": {
             "id": key.id,
@@ -40,6 +42,7 @@ async def usage_report(control: Control, secret: str) -> dict[str, Any] | None:
         },
         "windows": [window_json(window) for window in counted.windows],
         "totals": totals_json(counted.totals),
+        **({} if balance is None else {"balance": balance}),
         "recent": [_event_json(event) for event in recent],
     }
 
@@ -68,6 +71,14 @@ def totals_json(totals: Amounts) -> dict[str, int]:
         "input_tokens": totals.input_tokens,
         "output_tokens": totals.output_tokens,
     }
+
+
+def balance_json(counted: KeyUsage) -> dict[str, int] | None:
+    """Return the tokens that are left to a prepaid key for new requests, and those held for open ones; else None.
+
+    What is left may be below 0, by what requests used beyond what was held for them.
+    """
+    return {"left": counted.balance - counted.held, "held": counted.held} if counted.prepaid else None
 
 
 def _event_json(event: UsageEvent) -> dict[str, Any]:

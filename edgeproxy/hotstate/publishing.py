@@ -15,7 +15,7 @@ from edgeproxy.errors import OperatorError
 from edgeproxy.hotstate import keyspace, scripts
 from edgeproxy.hotstate.calling import Caller
 
-_FOREIGN_LAYOUT = "Redis holds counters of an incompatible version of edgeproxy: run the version that wrote them"
+FOREIGN_LAYOUT = "Redis holds counters of an incompatible version of edgeproxy: run the version that wrote them"
 
 
 class Publishing:
@@ -33,10 +33,15 @@ class Publishing:
         Holds also when Redis has no memory left: a key can always be revoked. May be repeated after any failure.
         Raises ValueError when the limits cannot hold together, OperatorError when the counters are not readable.
         """
+        status = await self.publish_state(record)
+        await self._caller.run("record", scripts.record_args(record, digest))
+        return status
+
+    async def publish_state(self, record: KeyRecord) -> PublishStatus:
+        """Make this version hold for what is counted, of a holder of limits that is no key."""
         status = scripts.decode_publish(await self._caller.run("publish", scripts.publish_args(record)))
         if status is PublishStatus.LAYOUT:
-            raise OperatorError(_FOREIGN_LAYOUT)
-        await self._caller.run("record", scripts.record_args(record, digest))
+            raise OperatorError(FOREIGN_LAYOUT)
         return status
 
     async def erase(self, key_id: KeyId, partition: int, digest: str) -> None:
@@ -57,7 +62,7 @@ class Publishing:
         try:
             return scripts.decode_inspect(reply)
         except ValueError:
-            raise OperatorError(_FOREIGN_LAYOUT) from None
+            raise OperatorError(FOREIGN_LAYOUT) from None
 
     async def read_record(self, digest: str) -> KeyRecord | None:
         """Return what workers read of the key with this digest; None when it is not published.

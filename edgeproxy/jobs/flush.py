@@ -1,12 +1,13 @@
 """Hot -> durable: usage events from the partitions' streams into PostgreSQL, each exactly once.
 
-For a batch of a stream's oldest entries: store them and their daily sums in one transaction, commit, then remove
+For a batch of a stream's oldest entries: store them and their sums in one transaction, commit, then remove
 exactly these entries from the stream. Whatever dies in between leaves entries that are stored already; the next round
 finds that (their ids are there) and only removes them. So any number of flushers may work on one stream, and none has
 to know of the others.
 
 An entry waits two seconds before it is stored: an embedded Redis writes its file once a second, and an event must not
-outlive the debit that it belongs to.
+outlive the debit that it belongs to. Where the clock of Redis was set back, by more than a minute, nothing waits for
+its return: entries from the time ahead are stored as they are found.
 
 What cannot be stored blocks nobody: a batch that the database refuses is halved until the entry is found, and that is
 noted as a dead letter: where it was and why, never what it held.
@@ -30,6 +31,7 @@ MAX_BATCHES = 20  # of one partition in one round, so that a busy one does not k
 # Ids carry their time, and a month outside of this is a broken clock or a broken id, not a table to create.
 EARLIEST_MS = 1_704_067_200_000  # 2024-01-01: before the first version
 AHEAD_MS = 62 * 86_400_000
+SET_BACK_MS = 60_000  # longer than a round takes: an entry that is this much younger than now is no younger entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class Flushed:
     repeated: int = 0
     dropped: int = 0
     dead: int = 0
+
+    def __bool__(self) -> bool:
+        return self != Flushed()
 
     def __add__(self, other: "Flushed") -> "Flushed":
         return Flushed(
@@ -70,6 +75,14 @@ class Flusher:
             flushed += await self._flush_partition(partition, now_ms)
         return flushed
 
+    async def drain(self, partition: int) -> Flushed:
+        """Store what is old enough in one partition now, however much it is. Raises StoreUnavailable."""
+        now_ms = await self._streams.now_ms()
+        flushed = Flushed()
+        while part := await self._flush_partition(partition, now_ms):  # ends: each turn removes the oldest entries
+            flushed += part
+        return flushed
+
     async def lag_ms(self) -> int:
         """Return the age of the oldest entry that waits, 0 when none does."""
         oldest_ms = await self._streams.oldest_ms()
@@ -79,9 +92,10 @@ class Flusher:
         flushed = Flushed()
         for _ in range(MAX_BATCHES):
             entries = await self._streams.read(partition, now_ms - self._after_ms, self._batch)
+            entries = entries or await self._streams.read_ahead(partition, now_ms + SET_BACK_MS, self._batch)
             if not entries:
                 break
-            events, dead = _sorted(entries, now_ms)
+            events, dead = readable(entries, now_ms)
             flushed += await self._store(partition, events)
             flushed += await self._bury(partition, dead)
             if len(entries) < self._batch:
@@ -125,7 +139,7 @@ class Flusher:
         return flushed
 
 
-def _sorted(entries: Sequence[Entry], now_ms: int) -> tuple[list[tuple[str, UsageEvent]], list[DeadLetter]]:
+def readable(entries: Sequence[Entry], now_ms: int) -> tuple[list[tuple[str, UsageEvent]], list[DeadLetter]]:
     """Return the events that can be tried, each with its entry's id, and the entries that hold none."""
     events: list[tuple[str, UsageEvent]] = []
     dead: list[DeadLetter] = []

@@ -5,20 +5,30 @@ trouble are logged. Asked to stop, each loop finishes its round and does one mor
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from edgeproxy import logs, tasks
-from edgeproxy.config import Jobs
+from edgeproxy.config import Jobs, Provider
 from edgeproxy.control.installation import Control
+from edgeproxy.control.ledger import apply_pending
 from edgeproxy.control.publish import publish_pending
+from edgeproxy.control.upstreams import publish_limits
 from edgeproxy.errors import OperatorError, StoreUnavailable
+from edgeproxy.jobs.corrections import Corrector
 from edgeproxy.jobs.flush import AHEAD_MS, Flusher
+from edgeproxy.jobs.reaping import Sweeper
+from edgeproxy.jobs.reconciliation import Reconciler
 from edgeproxy.jobs.refusals import roll_up
 from edgeproxy.metrics import Metrics
 from edgeproxy.store import partitions
 
 PUBLISH_INTERVAL_MS = 1_000  # what a command could not publish becomes true this soon after Redis is back
+LEDGER_INTERVAL_MS = 1_000  # the same for credits and corrections
+CORRECTIONS_INTERVAL_MS = 1_000
+REAPING_INTERVAL_MS = 3_000  # a tenth of a lease: what it adds to the time that a dead worker's requests stay open
+OPENING_INTERVAL_MS = 500  # how soon a Redis that was started again is looked at: until then it admits nothing
+DRIFT_INTERVAL_MS = 10_000  # 500 keys each time
 REFUSALS_INTERVAL_MS = 10_000  # a count lives for a minute, and is read a few times
 PARTITIONS_INTERVAL_MS = 3_600_000  # months are created two ahead
 MAX_BACKOFF_MS = 5_000
@@ -35,15 +45,14 @@ class Loop:
     round: Callable[[], Awaitable[object]]
 
 
-async def run(control: Control, settings: Jobs, metrics: Metrics) -> None:
+async def run(control: Control, settings: Jobs, providers: Sequence[Provider], metrics: Metrics) -> None:
     """Do all background work until cancelled; then do one last round of each, within a bound, and end.
 
     Ends by itself only when a loop fails for another reason than a store, and raises that.
     """
     stop = asyncio.Event()
-    running = [
-        tasks.spawn(f"jobs {loop.name}", repeat(loop, stop, metrics)) for loop in loops(control, settings, metrics)
-    ]
+    todo = loops(control, settings, providers, metrics)
+    running = [tasks.spawn(f"jobs {loop.name}", repeat(loop, stop, metrics)) for loop in todo]
     try:
         ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
@@ -58,11 +67,15 @@ async def run(control: Control, settings: Jobs, metrics: Metrics) -> None:
             await asyncio.wait(running)
 
 
-def loops(control: Control, settings: Jobs, metrics: Metrics) -> list[Loop]:
+def loops(control: Control, settings: Jobs, providers: Sequence[Provider], metrics: Metrics) -> list[Loop]:
     """Return what there is to do."""
     flusher = Flusher(
         control.database, control.streams, metrics, batch=settings.flush_batch, after_ms=settings.flush_after_ms
     )
+    corrector = Corrector(control, metrics, after_ms=settings.flush_after_ms)
+    sweeper = Sweeper(control, metrics)
+    at_once = Flusher(control.database, control.streams, metrics, batch=settings.flush_batch, after_ms=0)
+    reconciler = Reconciler(control, at_once, metrics)
 
     async def flush() -> None:
         try:
@@ -77,9 +90,15 @@ def loops(control: Control, settings: Jobs, metrics: Metrics) -> list[Loop]:
             await partitions.ensure(connection, months)
 
     return [
+        Loop("opening", OPENING_INTERVAL_MS, reconciler.open_once),
+        Loop("drift", DRIFT_INTERVAL_MS, reconciler.watch_once),
         Loop("partitions", PARTITIONS_INTERVAL_MS, create_months),
         Loop("flush", settings.flush_interval_ms, flush),
         Loop("publish", PUBLISH_INTERVAL_MS, lambda: publish_pending(control)),
+        Loop("upstreams", PUBLISH_INTERVAL_MS, lambda: publish_limits(control, providers)),
+        Loop("ledger", LEDGER_INTERVAL_MS, lambda: apply_pending(control)),
+        Loop("corrections", CORRECTIONS_INTERVAL_MS, corrector.correct_once),
+        Loop("reaping", REAPING_INTERVAL_MS, sweeper.sweep_once),
         Loop("refusals", REFUSALS_INTERVAL_MS, lambda: roll_up(control.database, control.streams)),
     ]
 

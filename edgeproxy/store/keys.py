@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, partition_of
+from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, Mode, OnLimit, Reserve, partition_of
 from edgeproxy.domain.limits import Limit, format_limit, parse_limit
 from edgeproxy.domain.times import to_datetime, to_ms
 from edgeproxy.store.database import Connection
@@ -30,6 +30,10 @@ class StoredKey:
     created_ms: int
     expires_ms: int | None = None
     revoked_ms: int | None = None
+    mode: Mode = Mode.ENFORCE
+    reserve: Reserve = Reserve.ESTIMATE
+    on_limit: OnLimit = OnLimit.REFUSE
+    prepaid: bool = False
 
     def record(self, partitions: int) -> KeyRecord:
         """Return what workers have to know of it."""
@@ -42,6 +46,10 @@ class StoredKey:
             concurrency=self.concurrency,
             expires_ms=self.expires_ms,
             models=self.models,
+            mode=self.mode,
+            reserve=self.reserve,
+            on_limit=self.on_limit,
+            prepaid=self.prepaid,
         )
 
 
@@ -58,6 +66,10 @@ async def insert(connection: Connection, key: StoredKey) -> None:
         key.models,
         to_datetime(key.created_ms),
         _optional_datetime(key.expires_ms),
+        key.mode,
+        key.reserve,
+        key.on_limit,
+        key.prepaid,
     )
 
 
@@ -69,6 +81,11 @@ async def read(connection: Connection, key_id: KeyId) -> StoredKey | None:
 async def read_to_publish(connection: Connection, key_id: KeyId) -> StoredKey | None:
     """Return a key and keep it from being erased until the transaction ends."""
     return _optional_key(await connection.fetchrow(statements("keys")["read_to_publish"], key_id))
+
+
+async def read_each_to_publish(connection: Connection, ids: Sequence[KeyId]) -> list[StoredKey]:
+    """Return those of these keys that there are, and keep them from being erased until the transaction ends."""
+    return [_key(row) for row in await connection.fetch(statements("keys")["read_each_to_publish"], ids)]
 
 
 async def read_to_change(connection: Connection, key_id: KeyId) -> StoredKey | None:
@@ -99,6 +116,9 @@ async def update(connection: Connection, key: StoredKey) -> None:
         key.models,
         _optional_datetime(key.expires_ms),
         _optional_datetime(key.revoked_ms),
+        key.mode,
+        key.reserve,
+        key.on_limit,
     )
 
 
@@ -125,6 +145,10 @@ def _key(row: Any) -> StoredKey:
         created_ms=to_ms(row["created_at"]),
         expires_ms=None if row["expires_at"] is None else to_ms(row["expires_at"]),
         revoked_ms=None if row["revoked_at"] is None else to_ms(row["revoked_at"]),
+        mode=Mode(row["mode"]),
+        reserve=Reserve(row["reserve"]),
+        on_limit=OnLimit(row["on_limit"]),
+        prepaid=row["prepaid"],
     )
 
 

@@ -1,7 +1,10 @@
 -- name: insert
 -- A new key, active, version 1.
-INSERT INTO keys (id, name, prefix, digest, status, version, limits, concurrency, models, created_at, expires_at)
-VALUES ($1, $2, $3, $4, 'active', 1, $5, $6, $7, $8, $9);
+INSERT INTO keys (
+    id, name, prefix, digest, status, version, limits, concurrency, models, created_at, expires_at,
+    mode, reserve, on_limit, prepaid
+)
+VALUES ($1, $2, $3, $4, 'active', 1, $5, $6, $7, $8, $9, $10, $11, $12, $13);
 
 -- name: read
 -- One key.
@@ -10,6 +13,10 @@ SELECT * FROM keys WHERE id = $1;
 -- name: read_to_publish
 -- One key, held in place while it is published: an erasure waits, so that no key is published after it was erased.
 SELECT * FROM keys WHERE id = $1 FOR KEY SHARE;
+
+-- name: read_each_to_publish
+-- Several keys, held in the same way; in one order, so that two who hold several wait for each other in one direction.
+SELECT * FROM keys WHERE id = ANY($1::uuid[]) ORDER BY id FOR KEY SHARE;
 
 -- name: read_to_change
 -- One key, for a change: the second of two changes sees the first.
@@ -24,9 +31,10 @@ SELECT id FROM keys WHERE prefix = $1 OR name = $1 LIMIT 2;
 SELECT * FROM keys WHERE id > $1 ORDER BY id LIMIT $2;
 
 -- name: update
--- What may change of a key. Its digest and prefix never do.
+-- What may change of a key. Its digest and prefix never do, nor whether it is prepaid.
 UPDATE keys
-SET name = $2, status = $3, version = $4, limits = $5, concurrency = $6, models = $7, expires_at = $8, revoked_at = $9
+SET name = $2, status = $3, version = $4, limits = $5, concurrency = $6, models = $7, expires_at = $8, revoked_at = $9,
+    mode = $10, reserve = $11, on_limit = $12
 WHERE id = $1;
 
 -- name: delete

@@ -12,8 +12,11 @@ import pytest
 
 from tests.support.processes import ANY_PORT, MODELS, Program, fetch, question, wait_until
 
-COMMANDS = ("demo", "serve", "gateway", "console", "jobs", "migrate", "check-config", "mock-provider", "keys", "doctor")
-KEY_COMMANDS = ("create", "list", "show", "set", "revoke", "delete")
+COMMANDS = (
+    *("demo", "serve", "gateway", "console", "jobs", "migrate", "check-config", "mock-provider", "keys", "doctor"),
+    "reconcile",
+)
+KEY_COMMANDS = ("create", "list", "show", "set", "credit", "revoke", "delete")
 
 
 def test_help_names_every_command_and_is_quick(unchanged_program: Program):
@@ -61,6 +64,27 @@ def test_the_life_of_a_key_without_a_server(program: Program):
     assert [key["name"] for key in program.json("keys", "list")] == ["bob"]
 
 
+def test_a_prepaid_key_is_credited_each_payment_once(program: Program):
+    told = program.run("keys", "create", "--name", "bob", "--prepaid", "--reserve", "strict", "--on-limit", "shrink")
+    assert "It has no tokens yet; give it some with: edgeproxy keys credit ep-" in told.stdout
+    for repeated in (False, True):
+        credited = program.json("keys", "credit", "bob", "500", "--reference", "invoice 7")
+        assert (credited["repeated"], credited["applied"]) == (repeated, True)
+        assert credited["balance"] == {"left": 500, "held": 0}
+    plain = program.run("keys", "credit", "bob", "500", "--reference", "invoice 7").stdout
+    assert plain.splitlines() == [
+        "500 tokens were credited under this reference before; nothing was added",
+        "balance      500 left, 0 held",
+    ]
+    assert "credited 7 tokens" in program.run("keys", "credit", "bob", "7").stdout
+    assert "507 tokens left" in program.run("keys", "list").stdout
+    shown = program.json("keys", "show", "bob")
+    assert (shown["mode"], shown["reserve"], shown["on_limit"]) == ("enforce", "strict", "shrink")
+    assert shown["prepaid"] is True
+    assert shown["balance"] == {"left": 507, "held": 0}
+    assert program.json("keys", "set", "bob", "--mode", "observe", "--on-limit", "refuse")["mode"] == "observe"
+
+
 def test_keys_before_the_very_first_start(new_program: Program):
     assert new_program.run("keys", "list").stdout.startswith("no keys; make one with")
     assert new_program.json("keys", "list") == []
@@ -104,6 +128,12 @@ def test_commands_at_once_wait_for_one_another(program: Program):
         (("keys", "create", "--name", "a", "--expires", "2001-01-01"), "expires in the future"),
         (("keys", "create", "--name", "a", "--concurrency", "0"), "concurrency is 1 to"),
         (("keys", "set", "a", "--concurrency", "many"), "neither a number nor none"),
+        (("keys", "create", "--name", "a", "--mode", "watch"), "'watch' is not one of 'enforce', 'observe'"),
+        (("keys", "create", "--name", "a", "--reserve", "strict"), "reserve strict needs a limit of tokens"),
+        (("keys", "set", "a", "--prepaid"), "No such option"),
+        (("keys", "credit", "a", "many"), "many"),
+        (("keys", "credit", "nobody", "0"), "a credit has 1 to"),
+        (("keys", "credit", "nobody", "5"), "no key has this id"),
         (("keys", "show", "nobody"), "no key has this id"),
         (("keys", "delete", "nobody"), "no key has this id"),
         (("mock-provider", "--listen", "nowhere"), "HOST:PORT"),

@@ -15,7 +15,7 @@ import redis.asyncio as redis_asyncio
 from edgeproxy.control.installation import Control
 from edgeproxy.domain.identifiers import uuid7
 from edgeproxy.domain.keys import KeyId, partition_of
-from edgeproxy.domain.reservations import Outcome, ReserveReply, ReserveStatus, SettleStatus
+from edgeproxy.domain.reservations import Outcome, ReserveReply, ReserveStatus, SettleStatus, encode_note
 from edgeproxy.domain.usage import Usage, UsageEvent, encode_event
 from edgeproxy.hotstate import keyspace, scripts
 from edgeproxy.hotstate.calling import Caller
@@ -168,11 +168,14 @@ def request_with(redis: redis_asyncio.Redis, make_event: Callable[..., UsageEven
         await redis.script_load(loaded[name].source)
         return await redis.execute_command(*loaded[name].command(arguments))
 
-    async def request(key: StoredKey, *, settle: bool = True, **fields: Any) -> UsageEvent | ReserveReply:
+    async def request(
+        key: StoredKey, *, settle: bool = True, lease_ms: int = 30_000, note: bytes | None = None, **fields: Any
+    ) -> UsageEvent | ReserveReply:
         record = key.record(PARTITIONS)
         event = make_event(key.id, **fields)
         scopes, amounts = [scripts.scope_of(record)], event.usage.amounts
-        arguments = scripts.reserve_args(record.partition, event.id, scopes, amounts, 30_000)
+        note = encode_note(key.id, "gpt-*") if note is None else note
+        arguments = scripts.reserve_args(record.partition, event.id, scopes, amounts, lease_ms, note)
         reply = scripts.decode_reserve(await run("reserve", arguments))
         if reply.status is not ReserveStatus.ADMITTED:
             return reply

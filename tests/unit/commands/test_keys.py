@@ -4,10 +4,11 @@ import pytest
 
 from edgeproxy.commands.keys import _changes, _echo_facts, _patterns
 from edgeproxy.control.key_rules import KEEP, KeyChanges
+from edgeproxy.domain.keys import Mode, OnLimit, Reserve
 from edgeproxy.errors import OperatorError
 
 NOTHING = {
-    **dict.fromkeys(("name", "concurrency", "expires", "models")),
+    **dict.fromkeys(("name", "concurrency", "expires", "models", "mode", "reserve", "on_limit")),
     **dict.fromkeys(("limit", "add_limit", "remove_limit"), ()),
 }
 
@@ -30,6 +31,9 @@ def test_what_is_not_given_is_kept():
         ("expires", "never", "expires_ms", None),
         ("models", "claude-*, gpt-*", "models", ("claude-*", "gpt-*")),
         ("models", "all", "models", ()),
+        ("mode", Mode.OBSERVE, "mode", Mode.OBSERVE),
+        ("reserve", Reserve.STRICT, "reserve", Reserve.STRICT),
+        ("on_limit", OnLimit.SHRINK, "on_limit", OnLimit.SHRINK),
     ],
 )
 def test_an_option_changes_its_field_alone(option: str, value: object, field: str, change: object):
@@ -59,9 +63,11 @@ def test_patterns_are_separated_by_commas():
 
 
 def test_facts_are_printed_one_per_line_and_only_those_that_there_are(capsys: pytest.CaptureFixture[str]):
-    _echo_facts({"id": "1", "last_used": None, "limits": [], "models": ["a", "b"], "totals": {"requests": 0}})
+    none = {"last_used": None, "limits": [], "published": False}
+    _echo_facts({"id": "1", **none, "models": ["a", "b"], "prepaid": True, "totals": {"requests": 0}})
     assert capsys.readouterr().out.splitlines() == [
         "id           1",
         "models       a, b",
+        "prepaid      yes",
         "totals       0 requests",
     ]

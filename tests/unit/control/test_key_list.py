@@ -3,6 +3,7 @@ import pytest
 from edgeproxy.control.key_list import list_keys, resolve, show_key
 from edgeproxy.control.key_rules import KeyChanges
 from edgeproxy.control.keys import create_key, revoke_key, set_key
+from edgeproxy.control.ledger import credit
 from edgeproxy.domain.times import to_datetime
 from edgeproxy.errors import OperatorError
 
@@ -55,11 +56,16 @@ async def test_a_row_tells_what_is_stored_and_what_is_counted(control, issued, r
         "limits": ["tokens=1000/1h"],
         "concurrency": 2,
         "models": ["gpt-*"],
+        "mode": "enforce",
+        "reserve": "estimate",
+        "on_limit": "refuse",
+        "prepaid": False,
         "created": shown["created"],
         "expires": None,
         "revoked": None,
         "last_used": shown["last_used"],
         "totals": {"requests": 1, "input_tokens": 13, "output_tokens": 7},
+        "balance": None,
     }
     assert shown["created"] <= shown["last_used"]
     assert shown["last_used"].endswith("Z")
@@ -90,17 +96,21 @@ async def test_a_key_is_shown_with_its_windows_and_what_is_stored_by_day(control
     assert 0 < reset_ms <= 3_660_000
     assert window == {"dimension": "tokens", "limit": 1000, "window": "1h", "used": 44, "remaining": 956}
     assert shown["open"] == 1
-    stored = {
-        "requests": 1,
-        "input_tokens": 17,
-        "output_tokens": 7,
-        "cache_read_tokens": 3,
-        "cache_write_tokens": 4,
-        "reasoning_tokens": 2,
-    }
+    stored = {"requests": 1, "input_tokens": 17, "output_tokens": 7}
     assert shown["stored"] == stored
     today = to_datetime(control.now_ms()).date().isoformat()
-    assert shown["daily"] == [{"day": today, "model": "gpt-mock"} | stored]
+    apart = {"cache_read_tokens": 3, "cache_write_tokens": 4, "reasoning_tokens": 2}
+    assert shown["daily"] == [{"day": today, "model": "gpt-mock"} | stored | apart]
+
+
+async def test_a_prepaid_key_is_shown_with_what_is_left_and_what_is_held(control, request_with):
+    prepaid = (await create_key(control, name="prepaid", prepaid=True)).key
+    assert (await show_key(control, "prepaid")).to_json()["balance"] == {"left": 0, "held": 0}
+    await credit(control, "prepaid", 100)
+    await request_with(prepaid, input_uncached=20, cache_read=0, output=10)
+    await request_with(prepaid, settle=False, input_uncached=5, cache_read=0, output=1)
+    (row,) = (await list_keys(control)).rows
+    assert row.to_json()["balance"] == {"left": 64, "held": 6}
 
 
 async def test_a_key_is_active_until_it_expires_or_is_revoked(control, issued):

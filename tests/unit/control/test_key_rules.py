@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from edgeproxy.control.key_rules import (
@@ -7,8 +9,9 @@ from edgeproxy.control.key_rules import (
     checked_limits,
     checked_models,
     checked_name,
+    checked_whole,
 )
-from edgeproxy.domain.keys import KeyId, KeyStatus
+from edgeproxy.domain.keys import KeyId, KeyStatus, Mode, OnLimit, Reserve
 from edgeproxy.domain.limits import format_limit, parse_limits
 from edgeproxy.errors import OperatorError
 from edgeproxy.store.keys import StoredKey
@@ -133,3 +136,42 @@ def test_limits_change_one_by_one_or_all_together(changes, after):
 def test_a_change_of_limits_that_cannot_be_is_refused(changes, what):
     with pytest.raises(OperatorError, match=what):
         changes.limits_of(key_with("requests=5/1m"))
+
+
+REQUESTS, INPUT, OUTPUT, TOKENS = "requests=1/1m", "input_tokens=1/1m", "output_tokens=1/1m", "tokens=1/1m"
+
+
+@pytest.mark.parametrize(
+    ("limits", "parts"),
+    [
+        ([], {}),
+        ([REQUESTS], {"mode": Mode.OBSERVE}),
+        ([], {"mode": Mode.OBSERVE, "concurrency": 1}),
+        ([], {"mode": Mode.OBSERVE, "prepaid": True}),
+        ([TOKENS], {"mode": Mode.OBSERVE, "reserve": Reserve.STRICT, "on_limit": OnLimit.SHRINK}),
+        ([INPUT], {"reserve": Reserve.STRICT}),
+        ([REQUESTS, OUTPUT], {"on_limit": OnLimit.SHRINK}),
+        ([], {"prepaid": True, "reserve": Reserve.STRICT, "on_limit": OnLimit.SHRINK}),
+    ],
+    ids=str,
+)
+def test_what_a_key_is_told_to_do_has_something_to_work_on(limits, parts):
+    key = replace(key_with(*limits), **parts)
+    assert checked_whole(key) == key
+
+
+@pytest.mark.parametrize(
+    ("limits", "parts", "line"),
+    [
+        ([], {"mode": Mode.OBSERVE}, "mode observe needs a limit to observe; add one with --limit, or leave"),
+        ([], {"reserve": Reserve.STRICT}, "reserve strict needs a limit of tokens to hold; add one such as --limit"),
+        ([REQUESTS], {"reserve": Reserve.STRICT, "concurrency": 1}, "or leave it at estimate"),
+        ([REQUESTS, INPUT], {"on_limit": OnLimit.SHRINK}, "on-limit shrink needs a limit of tokens or output_tokens"),
+        ([], {"on_limit": OnLimit.SHRINK, "mode": Mode.ENFORCE}, "or leave it at refuse"),
+    ],
+    ids=str,
+)
+def test_what_nothing_would_enforce_is_refused_with_the_remedy(limits, parts, line):
+    with pytest.raises(OperatorError, match=line) as caught:
+        checked_whole(replace(key_with(*limits), **parts))
+    assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ from edgeproxy.control.key_list import show_key
 from edgeproxy.control.key_rules import KeyChanges
 from edgeproxy.control.keys import create_key, delete_key, revoke_key, set_key
 from edgeproxy.control.publish import publish_pending
-from edgeproxy.domain.keys import KeyStatus, decode_record, digest, is_well_formed, partition_of
+from edgeproxy.domain.keys import KeyStatus, Mode, OnLimit, Reserve, decode_record, digest, is_well_formed, partition_of
 from edgeproxy.domain.reservations import ReserveStatus
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.hotstate import keyspace
@@ -18,7 +18,7 @@ from edgeproxy.metrics import Metrics
 from edgeproxy.store.database import connect
 
 HOUR_MS = 3_600_000
-TABLES = ("keys", "usage_events", "usage_daily", "refusals", "dead_letters", "outbox")
+TABLES = ("keys", "usage_events", "usage_daily", "refusals", "dead_letters", "outbox", "usage_totals", "ledger")
 
 
 @pytest.fixture
@@ -67,6 +67,10 @@ class TestCreate:
             "limits": ["requests=50/1m", "tokens=1000/1h"],
             "concurrency": 2,
             "models": [],
+            "mode": "enforce",
+            "reserve": "estimate",
+            "on_limit": "refuse",
+            "prepaid": False,
             "created": shown["created"],
             "expires": None,
             "revoked": None,
@@ -94,6 +98,9 @@ class TestCreate:
             {"concurrency": 0},
             {"expires_ms": 1_000},
             {"models": ["a b"]},
+            {"mode": Mode.OBSERVE},
+            {"reserve": Reserve.STRICT, "limits": ["requests=1/1m"]},
+            {"on_limit": OnLimit.SHRINK, "limits": ["input_tokens=1/1m"]},
         ],
         ids=str,
     )
@@ -138,6 +145,22 @@ class TestSet:
         row = await set_key(control, issued.key.id, KeyChanges(models=["gpt-*"], concurrency=3))
         assert row.key == replace(issued.key, version=3, concurrency=3, models=("gpt-*",))
 
+    async def test_what_it_does_at_a_limit_is_changed_and_published(self, control, issued, redis):
+        changes = KeyChanges(mode=Mode.OBSERVE, reserve=Reserve.STRICT, on_limit=OnLimit.SHRINK)
+        row = await set_key(control, issued.key.id, changes)
+        assert row.key == replace(
+            issued.key, version=2, mode=Mode.OBSERVE, reserve=Reserve.STRICT, on_limit=OnLimit.SHRINK
+        )
+        assert await record_in_redis(redis, row.key) == row.key.record(control.partitions)
+        assert row.counted.mode is Mode.OBSERVE
+
+    async def test_a_limit_that_something_needs_is_not_taken_away(self, control, issued):
+        await set_key(control, issued.key.id, KeyChanges(reserve=Reserve.STRICT))
+        with pytest.raises(OperatorError, match="reserve strict needs a limit of tokens"):
+            await set_key(control, issued.key.id, KeyChanges(remove_limits=["tokens/1h"]))
+        changes = KeyChanges(remove_limits=["tokens/1h"], reserve=Reserve.ESTIMATE)
+        assert len((await set_key(control, issued.key.id, changes)).key.limits) == 1
+
     async def test_an_expiry_is_set_and_taken_back(self, control, issued):
         expires_ms = control.now_ms() + HOUR_MS
         assert (await set_key(control, issued.key.id, KeyChanges(expires_ms=expires_ms))).key.expires_ms == expires_ms
@@ -165,6 +188,7 @@ class TestSet:
             KeyChanges(concurrency=0),
             KeyChanges(expires_ms=1),
             KeyChanges(models=["?"]),
+            KeyChanges(limits=["requests=1/1m"], on_limit=OnLimit.SHRINK),
         ],
         ids=repr,
     )
@@ -232,6 +256,7 @@ class TestDelete:
                 await request_with(key)
             await redis.hset(keyspace.refusals(partition_of(key.id, control.partitions)), f"{key.id}:29000000:429", 2)
             await rows("INSERT INTO refusals VALUES ($1, now(), 429, 1)", key.id)
+            await rows("INSERT INTO ledger (key_id, seq, kind, tokens) VALUES ($1, 1, 'credit', 5)", key.id)
             await rows("INSERT INTO dead_letters VALUES (0, $1, $2, 'refused')", key.prefix, key.id)
         await flusher.flush_once()
         for key in (issued.key, other.key):

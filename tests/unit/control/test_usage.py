@@ -5,6 +5,7 @@ import pytest
 from edgeproxy.control import usage as module
 from edgeproxy.control.key_rules import KeyChanges
 from edgeproxy.control.keys import create_key, delete_key, revoke_key, set_key
+from edgeproxy.control.ledger import credit
 from edgeproxy.control.usage import usage_report
 from edgeproxy.domain.times import rfc3339
 from edgeproxy.errors import StoreUnavailable
@@ -52,6 +53,14 @@ async def test_totals_and_windows_are_there_at_once_and_requests_after_the_flush
             "estimated": True,
         }
     ]
+
+
+async def test_the_holder_of_a_prepaid_key_sees_its_balance(control, issued, request_with):
+    prepaid = await create_key(control, name="prepaid", prepaid=True)
+    await credit(control, "prepaid", 30)
+    await request_with(prepaid.key, input_uncached=20, cache_read=0, output=5)
+    assert (await usage_report(control, prepaid.secret))["balance"] == {"left": 5, "held": 0}
+    assert "balance" not in await usage_report(control, issued.secret)
 
 
 async def test_the_latest_requests_come_first_and_are_bounded(control, issued, make_event, add_events, flusher):

@@ -9,7 +9,7 @@ from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import events as module
 from edgeproxy.hotstate import keyspace, scripts
 from edgeproxy.hotstate.calling import Caller
-from edgeproxy.hotstate.events import Entry, EventStreams
+from edgeproxy.hotstate.events import Entry, EventStreams, Mark
 
 PARTITIONS = 4
 KEY = KeyId("0190a000-0000-7000-8000-000000000001")
@@ -36,6 +36,8 @@ async def test_the_oldest_entries_up_to_a_time_are_read_in_order(redis, streams)
     assert [entry.id for entry in await streams.read(HOME, 9999, 2)] == ["1000-0", "1000-1"]
     assert await streams.read(HOME, 999, 10) == []
     assert await streams.read((HOME + 1) % PARTITIONS, 9999, 10) == []
+    assert [entry.id for entry in await streams.read_ahead(HOME, 2000, 1)] == ["2000-0"]
+    assert [entry.id for entry in await streams.read_ahead(HOME, 2001, 9)] == ["2001-0"]
 
 
 async def test_exactly_the_named_entries_are_removed(redis, streams):
@@ -73,6 +75,48 @@ async def test_the_events_of_one_key_are_removed_however_many_there_are(redis, s
         payload for payload in payloads if KEY.encode() not in payload
     ]
     assert await streams.remove_of_key(HOME, KEY) == 0
+
+
+async def correct(redis, entry_id, payload=b"x"):
+    await redis.xadd(keyspace.corrections(HOME), {"e": payload}, id=entry_id)
+
+
+async def test_corrections_are_read_up_to_a_mark_once_the_events_from_before_it_are_gone(redis, streams):
+    await correct(redis, "1000-0", b"first")
+    await correct(redis, "1001-0", b"second")
+    await put(redis, "900-0")
+    await put(redis, "5000-3")  # by a clock that was set back since
+    mark = await streams.mark(HOME)
+    assert (mark, mark.added_ms) == (Mark("1001-0", "5000-3"), 1001)
+    await correct(redis, "1002-0")
+    await put(redis, "5000-4")
+    for event in ("900-0", "5000-3"):
+        assert await streams.corrections(HOME, mark, 10) is None
+        await streams.remove(HOME, [event])
+    assert await streams.corrections(HOME, mark, 10) == [Entry("1000-0", b"first"), Entry("1001-0", b"second")]
+    assert await streams.corrections(HOME, mark, 1) == [Entry("1000-0", b"first")]
+    await streams.remove_corrections(HOME, ["1000-0", "1001-0"])
+    await streams.remove_corrections(HOME, [])
+    assert await streams.corrections(HOME, mark, 10) == []
+    assert await streams.mark(HOME) == Mark("1002-0", "5000-4")
+
+
+async def test_without_events_corrections_wait_for_nothing(redis, streams):
+    assert await streams.mark(HOME) is None
+    await correct(redis, "1000-0")
+    mark = await streams.mark(HOME)
+    assert mark == Mark("1000-0", None)
+    await put(redis, "999-0")  # came after it, by a clock that was set back
+    assert len(await streams.corrections(HOME, mark, 10)) == 1
+
+
+async def test_a_keys_corrections_are_removed_with_its_events(redis, streams, make_event):
+    for number, key in enumerate((KEY, OTHER, KEY), start=1):
+        await correct(redis, f"{number}-0", encode_event(make_event(key)))
+    await put(redis, "1-0", encode_event(make_event(KEY)))
+    assert await streams.remove_of_key(HOME, KEY) == 3
+    mark = await streams.mark(HOME)
+    assert [entry.id for entry in await streams.corrections(HOME, mark, 9)] == ["2-0"]
 
 
 async def test_an_empty_stream_has_nothing_to_remove(streams):

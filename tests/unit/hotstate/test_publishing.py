@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus
+from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, Mode
 from edgeproxy.domain.limits import Amounts, Dimension, Limit, parse_limits
 from edgeproxy.domain.reservations import Outcome, PublishStatus, WindowUsage
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.hotstate import scripts
 from edgeproxy.hotstate.calling import Caller
+from edgeproxy.hotstate.ledger import HotLedger
 from edgeproxy.hotstate.publishing import Publishing
 
 NOW = 1_700_000_000_000
@@ -41,7 +42,7 @@ def use(redis):
         for script in loaded.values():
             await redis.script_load(script.source)
         scopes, amounts = [scripts.scope_of(RECORD)], Amounts(1, tokens, 0)
-        arguments = scripts.reserve_args(7, request_id, scopes, amounts, 30_000, now_ms=NOW)
+        arguments = scripts.reserve_args(7, request_id, scopes, amounts, 30_000, b"", now_ms=NOW)
         assert (await redis.execute_command(*loaded["reserve"].command(arguments)))[0] == 1
         if settle:
             arguments = scripts.settle_args(7, request_id, scopes, Outcome.POST, amounts, b"e", now_ms=NOW)
@@ -83,7 +84,7 @@ class TestPublish:
         assert await redis.keys() == []
 
     async def test_counters_of_an_incompatible_version_are_the_operators_affair(self, publishing, redis):
-        await redis.set("{p07}:state:k", b"\x02")
+        await redis.set("{p07}:state:k", b"\x63")
         with pytest.raises(OperatorError, match="incompatible version"):
             await publishing.publish(RECORD, "d")
         with pytest.raises(OperatorError, match="incompatible version"):
@@ -112,6 +113,15 @@ class TestInspect:
     async def test_windows_are_those_of_the_version_that_holds(self, publishing):
         await publishing.publish(replace(RECORD, version=2, limits=RECORD.limits[1:]), "d")
         assert [window.limit for window in (await publishing.inspect(RECORD)).windows] == [RECORD.limits[1]]
+
+    async def test_a_balance_and_what_is_held_of_it_are_told_of_a_prepaid_key(self, publishing, redis, use):
+        await publishing.publish(replace(RECORD, prepaid=True, mode=Mode.OBSERVE), "d")
+        await HotLedger(Caller(redis)).credit(RECORD.partition, RECORD.id, 1, 70)
+        await use("a", 30)
+        await use("b", 25, settle=False)
+        usage = await publishing.inspect(RECORD, NOW)
+        assert (usage.prepaid, usage.balance, usage.held, usage.ledger) == (True, 40, 25, 1)
+        assert usage.mode is Mode.OBSERVE
 
     async def test_an_unpublished_key_has_no_usage(self, publishing):
         assert await publishing.inspect(RECORD) is None

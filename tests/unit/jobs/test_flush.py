@@ -91,6 +91,30 @@ async def test_entries_that_are_not_old_enough_wait(make_flusher, key_id, make_e
     assert await waiting() == 0
 
 
+async def test_one_partition_is_drained_however_much_waits_in_it(
+    control, make_flusher, make_event, add_events, streams, monkeypatch
+):
+    monkeypatch.setattr(module, "MAX_BATCHES", 2)
+    each = [(await create_key(control, name=f"k{n}")).key.id for n in range(8)]
+    await add_events(*(make_event(key_id) for key_id in each * 10))
+    home = partition_of(each[0], streams.partitions)
+    here = sum(partition_of(key_id, streams.partitions) == home for key_id in each) * 10
+    assert await make_flusher(batch=3).drain(home) == Flushed(stored=here)
+    assert await make_flusher().drain(home) == Flushed()
+    assert await make_flusher().flush_once() == Flushed(stored=80 - here)
+
+
+async def test_entries_from_before_the_clock_was_set_back_do_not_wait_for_its_return(
+    redis, streams, make_flusher, key_id, make_event, waiting
+):
+    now_ms, stream = await streams.now_ms(), keyspace.events(partition_of(key_id, streams.partitions))
+    for ahead_ms in (30_000, 3_600_000, 3_600_000 + 50):
+        await redis.xadd(stream, {"e": encode_event(make_event(key_id))}, id=f"{now_ms + ahead_ms}-0")
+    await redis.xadd(stream, {"e": encode_event(make_event(key_id))})  # now, in the order of the stream
+    assert await make_flusher(after_ms=2000, batch=2).flush_once() == Flushed(stored=3)
+    assert await waiting() == 1  # it may be from now
+
+
 async def test_two_flushers_at_once_double_nothing_and_lose_nothing(
     control, make_flusher, make_event, add_events, stored, waiting
 ):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, partition_of
+from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, Mode, OnLimit, Reserve, partition_of
 from edgeproxy.domain.limits import parse_limit
 from edgeproxy.store import keys
 from edgeproxy.store.database import RowRefused
@@ -24,6 +24,10 @@ def a_key(number=1, **fields):
                 "models": ("claude-*", "gpt-4o"),
                 "created_ms": 1_750_000_000_123,
                 "expires_ms": 1_800_000_000_456,
+                "mode": Mode.OBSERVE,
+                "reserve": Reserve.STRICT,
+                "on_limit": OnLimit.SHRINK,
+                "prepaid": True,
             }
             | fields
         )
@@ -61,6 +65,9 @@ async def test_a_change_is_read_as_it_was_written(database):
         models=(),
         expires_ms=None,
         revoked_ms=1_760_000_000_789,
+        mode=Mode.ENFORCE,
+        reserve=Reserve.ESTIMATE,
+        on_limit=OnLimit.REFUSE,
     )
     await stored(database, old)
     async with database.transaction() as connection:
@@ -92,7 +99,9 @@ async def test_pages_follow_each_other_in_order_of_creation(database):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"digest": "not a digest"}, {"name": ""}, {"name": "x" * 201}, {"concurrency": 0}], ids=str
+    "fields",
+    [{"digest": "not a digest"}, {"name": ""}, {"name": "x" * 201}, {"concurrency": 0}, {"mode": "x"}],
+    ids=str,
 )
 async def test_the_database_itself_refuses_what_no_key_is(database, fields):
     with pytest.raises(RowRefused):
@@ -114,5 +123,6 @@ async def test_a_deleted_key_is_gone(database):
 def test_the_published_record_holds_what_a_worker_needs_and_no_name():
     key = a_key()
     assert key.record(16) == KeyRecord(
-        key.id, 1, KeyStatus.ACTIVE, partition_of(key.id, 16), key.limits, 8, key.expires_ms, key.models
+        *(key.id, 1, KeyStatus.ACTIVE, partition_of(key.id, 16), key.limits, 8, key.expires_ms, key.models),
+        *(Mode.OBSERVE, Reserve.STRICT, OnLimit.SHRINK, True),
     )

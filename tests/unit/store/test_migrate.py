@@ -1,8 +1,10 @@
 import asyncio
+from datetime import date
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
@@ -13,11 +15,14 @@ from edgeproxy.store.migrate import check_current, migrate, steps
 # What is kept, as the design says it: a column that is not here must not exist.
 COLUMNS = {
     "install": "only_row partitions pepper_fingerprint created_at",
-    "keys": "id name prefix digest status version limits concurrency models created_at expires_at revoked_at",
+    "keys": "id name prefix digest status version limits concurrency models created_at expires_at revoked_at"
+    " mode reserve on_limit prepaid",
     "outbox": "key_id version action digest created_at",
     "usage_events": "id key_id at model status input_uncached cache_read cache_write output reasoning latency_ms"
     " estimated",
     "usage_daily": "key_id day model requests input_uncached cache_read cache_write output reasoning",
+    "usage_totals": "key_id requests input_tokens output_tokens",
+    "ledger": "key_id seq kind request_id requests input_tokens output_tokens tokens reference at applied",
     "refusals": "key_id minute status count",
     "dead_letters": "partition stream_id key_id reason created_at",
     "alembic_version": "version_num",
@@ -60,7 +65,7 @@ async def test_a_database_without_schema_is_refused_with_the_remedy(postgres_url
 
 async def test_an_older_schema_is_refused_with_the_remedy(postgres_url, monkeypatch):
     await migrate(postgres_url)
-    monkeypatch.setattr(module, "steps", lambda: ["0001", "0002"])
+    monkeypatch.setattr(module, "steps", lambda: ["0001", "9998"])
     with pytest.raises(OperatorError, match="run: edgeproxy migrate"):
         await check_current(postgres_url)
 
@@ -120,6 +125,29 @@ async def test_a_database_that_does_not_exist_is_named_as_the_mistake(call, miss
 async def test_an_address_that_is_none_is_named_as_the_mistake():
     with pytest.raises(OperatorError, match="not a usable address"):
         await migrate("postgresql://host:port:port/x?sslmode=maybe")
+
+
+async def test_what_was_stored_before_there_were_totals_and_modes_is_taken_along(postgres_url, monkeypatch):
+    key, other = (f"0190a000-0000-7000-8000-{n:012x}" for n in (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("alembic.command.upgrade", lambda config, _, upgrade=command.upgrade: upgrade(config, "0001"))
+        await migrate(postgres_url)
+    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "edgeproxy"})
+    await connection.execute(
+        "INSERT INTO keys VALUES ($1, 'old', 'ep-', $2, 'active', 1, '{}', NULL, '{}', now(), NULL, NULL)",
+        key,
+        "0" * 64,
+    )
+    for key_id, day, requests in ((key, 1, 2), (key, 2, 3), (other, 1, 1)):
+        await connection.execute(
+            "INSERT INTO usage_daily VALUES ($1, $2, 'm', $3, 10, 20, 30, 7, 5)", key_id, date(2026, 1, day), requests
+        )
+    assert await migrate(postgres_url) == steps()[1:]
+    totals = await connection.fetch("SELECT * FROM usage_totals ORDER BY key_id")
+    assert [(str(row[0]), *row[1:]) for row in totals] == [(key, 5, 120, 14), (other, 1, 60, 7)]
+    kept = await connection.fetchrow("SELECT mode, reserve, on_limit, prepaid FROM keys")
+    assert tuple(kept) == ("enforce", "estimate", "refuse", False)
+    await connection.close()
 
 
 def test_file_numbers_are_what_alembic_calls_the_steps():

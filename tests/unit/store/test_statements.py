@@ -12,7 +12,7 @@ ROOMS = sorted(
 
 
 def test_every_room_of_the_store_has_its_statements():
-    assert ROOMS == ["installation", "keys", "outbox", "partitions", "refusals", "usage"]
+    assert ROOMS == ["installation", "keys", "ledger", "outbox", "partitions", "reconciliation", "refusals", "usage"]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from edgeproxy.control.keys import create_key
 from edgeproxy.domain.identifiers import uuid7
 from edgeproxy.domain.keys import KeyId
+from edgeproxy.domain.limits import Amounts
 from edgeproxy.domain.times import parse_time, to_datetime
 from edgeproxy.domain.usage import Usage, UsageEvent, decode_event, encode_event
 from edgeproxy.store import keys, partitions, usage
 from edgeproxy.store.database import RowRefused
+from edgeproxy.store.ledger import Difference
 from edgeproxy.store.usage import Added, DailySum, DeadLetter, UsageSum
 
 NOON_MS = parse_time("2026-07-15T12:00:00Z")
@@ -55,7 +57,7 @@ async def test_a_batch_is_stored_and_summed_by_day_and_model(database, key_id, m
         ]
         assert await usage.daily(connection, key_id, LONG_AGO) == sums
         assert await usage.daily(connection, key_id, day + timedelta(1)) == sums[:1]
-        assert await usage.totals(connection, key_id) == UsageSum(4, Usage(40, 12, 5, 28, 6))
+        assert await usage.totals(connection, key_id) == Amounts(4, 57, 28)
 
 
 async def test_what_is_repeated_adds_nothing(database, key_id, make_event):
@@ -71,7 +73,7 @@ async def test_the_same_events_from_two_sides_at_once_are_stored_once(database, 
     added = await asyncio.gather(*(add(database, *part) for part in (events, events[::-1], events[100:], events[:200])))
     assert sum(each.added for each in added) == 300
     async with database.transaction() as connection:
-        assert await usage.totals(connection, key_id) == UsageSum(300, Usage(3000, 900, 0, 2100, 600))
+        assert await usage.totals(connection, key_id) == Amounts(300, 3900, 2100)
 
 
 async def test_two_sides_that_hold_each_others_events_wait_in_one_direction(database, key_id, make_event):
@@ -117,8 +119,8 @@ async def test_events_of_a_key_that_is_not_known_are_left_out(database, key_id, 
 async def test_one_event_that_cannot_be_stored_refuses_the_whole_batch(database, key_id, make_event, rows, fields):
     with pytest.raises(RowRefused):
         await add(database, make_event(key_id, at_ms=NOON_MS), make_event(key_id, **({"at_ms": NOON_MS} | fields)))
-    assert await rows("SELECT * FROM usage_events") == []
-    assert await rows("SELECT * FROM usage_daily") == []
+    for table in ("usage_events", "usage_daily", "usage_totals"):
+        assert await rows(f"SELECT * FROM {table}") == []  # noqa: S608 - our own names
 
 
 def events_of(key_id):
@@ -144,6 +146,47 @@ async def test_an_event_comes_out_of_the_stream_and_the_database_as_it_went_in(d
     async with database.transaction() as connection:
         assert await usage.recent(connection, key_id, 1) == [event]
         await connection.execute("DELETE FROM usage_events")
+
+
+async def sums(rows):
+    """Return the sums of all rows, which have to be those of the days and the totals."""
+    columns = "count(*), sum(input_uncached + cache_read + cache_write), sum(output)"
+    of_rows = await rows(f"SELECT {columns} FROM usage_events")  # noqa: S608 - our own names
+    of_days = await rows(f"SELECT {columns.replace('count(*)', 'sum(requests)')} FROM usage_daily")  # noqa: S608
+    of_keys = await rows("SELECT sum(requests), sum(input_tokens), sum(output_tokens) FROM usage_totals")
+    assert tuple(of_rows[0]) == tuple(of_days[0]) == tuple(of_keys[0])
+    return tuple(of_rows[0])
+
+
+@pytest.mark.parametrize("model", ["gpt-*", "gpt-mock"])
+async def test_an_estimate_is_replaced_in_the_rows_and_in_all_sums(database, key_id, make_event, rows, model):
+    estimate = make_event(key_id, at_ms=NOON_MS, model=model, status=500, output=0, estimated=True)
+    final = make_event(key_id, id=estimate.id, input_uncached=4, cache_write=9, output=90)
+    await add(database, estimate, make_event(key_id, at_ms=NOON_MS))
+    async with database.transaction() as connection:
+        assert await usage.read_to_correct(connection, estimate.id) == estimate
+        assert await usage.correct(connection, estimate, final) == Difference(0, 3, 90)
+        assert await usage.read_to_correct(connection, estimate.id) == final
+        assert [day.model for day in await usage.daily(connection, key_id, LONG_AGO)] == ["gpt-mock"]
+    assert await sums(rows) == (2, 29, 97)
+
+
+async def test_a_correction_and_a_flush_of_the_same_day_lose_nothing(database, key_id, make_event, rows):
+    """A day's sum of which nothing is left goes away while another transaction waits to add to it."""
+    estimate = make_event(key_id, at_ms=NOON_MS, model="gpt-*", estimated=True)
+    await add(database, estimate)
+    async with asyncio.TaskGroup() as group, database.transaction() as connection:
+        await usage.correct(connection, estimate, make_event(key_id, id=estimate.id))
+        flush = group.create_task(add(database, make_event(key_id, at_ms=NOON_MS, model="gpt-*")))
+        await asyncio.sleep(0.1)
+        assert not flush.done()
+    assert await sums(rows) == (2, 26, 14)
+
+
+async def test_what_is_not_stored_is_read_as_none(database):
+    async with database.transaction() as connection:
+        assert await usage.read_to_correct(connection, UNKNOWN) is None
+        assert await usage.totals(connection, UNKNOWN) == Amounts()
 
 
 async def test_dead_letters_are_noted_once_and_name_only_known_keys(database, key_id, rows):
@@ -176,7 +219,8 @@ async def test_a_key_is_removed_in_bounded_batches_and_others_stay(
         assert [await usage.delete_events(connection, key_id) for _ in range(3)] == [True, True, False]
         assert await usage.delete_events(connection, key_id) is False
         await usage.delete_sums(connection, key_id)
-    for query in ("SELECT key_id FROM usage_events", "SELECT key_id FROM usage_daily"):
+    for table in ("usage_events", "usage_daily", "usage_totals"):
+        query = f"SELECT key_id FROM {table}"  # noqa: S608 - our own names
         assert {str(row["key_id"]) for row in await rows(query)} == {other}
     assert await rows("SELECT * FROM dead_letters") == []
     assert len(await rows("SELECT * FROM usage_events")) == 10
