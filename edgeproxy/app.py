@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import cast
 
 from aiohttp import web
-from redis.asyncio import Redis
 
 from edgeproxy import tasks
-from edgeproxy.config import Jobs, Settings, environment
+from edgeproxy.config import Settings, environment
 from edgeproxy.console.routes import make_runner
 from edgeproxy.control.installation import Control, claim
 from edgeproxy.embedded.secrets import read_pepper
@@ -22,11 +21,14 @@ from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.gateway.authentication import Authentication
 from edgeproxy.gateway.gate import open_listener
 from edgeproxy.gateway.handler import Handler
+from edgeproxy.gateway.heartbeats import Heartbeats
 from edgeproxy.gateway.server import Server
 from edgeproxy.gateway.settlement import Settlements
+from edgeproxy.gateway.unconfirmed import Unconfirmed
 from edgeproxy.gateway.upstream import Upstreams
-from edgeproxy.hotstate.calling import Caller
+from edgeproxy.hotstate.calling import Caller, open_client
 from edgeproxy.hotstate.commands import HotState
+from edgeproxy.hotstate.epochs import Epochs
 from edgeproxy.hotstate.events import EventStreams
 from edgeproxy.hotstate.publishing import Publishing
 from edgeproxy.jobs.loops import run as run_jobs
@@ -34,6 +36,7 @@ from edgeproxy.metrics import Metrics
 from edgeproxy.store.database import connect
 from edgeproxy.tls import Certificates
 
+_OPENING_S = 5.0  # `jobs` compares the stores at the first start, and after Redis was started again
 _AT_ONCE_S = 0.05  # no time is no limit to aiohttp
 
 
@@ -59,7 +62,7 @@ async def gateway_role(settings: Settings, sock: socket.socket, metrics: Metrics
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(tasks.report)
     gateway = _Gateway(settings, metrics)
-    await gateway.hot.start()
+    await gateway.start()
     try:
         listener = await open_listener(settings, "api", sock, gateway.server, gateway.certificates, metrics)
         try:
@@ -68,9 +71,7 @@ async def gateway_role(settings: Settings, sock: socket.socket, metrics: Metrics
             listener.close()
             await gateway.finish_answers()
     finally:
-        await gateway.settlements.finish()
-        gateway.upstreams.close()
-        await gateway.hot.close()
+        await gateway.close()
 
 
 class _Gateway(Running):
@@ -80,9 +81,11 @@ class _Gateway(Running):
         stores = settings.stores
         self._metrics = metrics
         self.certificates = Certificates(settings.listen, "api")
-        self.hot = HotState(stores.redis, stores.redis_timeout_ms, stores.redis_waiting, metrics.redis_seconds)
-        self._authentication = Authentication(self.hot, peppers(settings), settings.key_prefix, stores.key_cache)
-        self.settlements = Settlements(self.hot, metrics)
+        self._hot = HotState(stores, metrics.redis_seconds, self._returned)
+        self._authentication = Authentication(self._hot, peppers(settings), settings.key_prefix, stores.key_cache)
+        self._unconfirmed = Unconfirmed(self._hot, settings.data_dir / "journal", metrics)
+        self._settlements = Settlements(self._unconfirmed, metrics)
+        self._heartbeats = Heartbeats(self._hot, self._settlements, stores.lease_ms)
         self._hurry = asyncio.Event()
         self._is_draining = False
         self.server = Server(self._handle, settings.bounds, metrics)
@@ -91,9 +94,29 @@ class _Gateway(Running):
     def _use(self, settings: Settings, upstreams: Upstreams) -> None:
         self._settings = settings
         self.upstreams = upstreams
-        self._handler = Handler(settings, self.hot, self._authentication, upstreams, self.settlements, self._metrics)
+        self._handler = Handler(settings, self._hot, self._authentication, upstreams, self._settlements, self._metrics)
         self._handler.is_draining = self._is_draining
         self.server.use(settings.bounds)
+
+    async def start(self) -> None:
+        """Connect to Redis; where it is there, wait a while until it may be trusted. Then serve, whatever it is."""
+        await self._hot.start()
+        self._unconfirmed.start()
+        self._heartbeats.start()
+        if self._hot.is_connected:
+            await self._hot.watch.until_open(_OPENING_S)
+
+    async def close(self) -> None:
+        """Settle what is open, and let everything go."""
+        await self._settlements.finish()
+        await self._heartbeats.close()
+        self.upstreams.close()
+        await self._hot.close()
+
+    def _returned(self, partition: int) -> None:
+        """Tell a Redis that may have forgotten something what it was told before."""
+        self._heartbeats.announce(partition)
+        self._unconfirmed.replay(partition)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         return await self._handler.handle(request)
@@ -161,9 +184,13 @@ class _Console(Running):
 
 @asynccontextmanager
 async def jobs_role(settings: Settings, metrics: Metrics) -> AsyncIterator[Running]:
-    """Do the background work while the block runs; what can be flushed at the end is."""
+    """Do the background work while the block runs; what can be flushed at the end is.
+
+    Raises OperatorError, also for a Redis that does not keep what it is told.
+    """
     async with open_control(settings) as control:
-        jobs = _Jobs(control, settings.jobs, metrics)
+        await Epochs(control.caller, control.partitions).refuse_forgetful()
+        jobs = _Jobs(control, settings, metrics)
         try:
             yield jobs
         except asyncio.CancelledError:
@@ -177,7 +204,7 @@ async def jobs_role(settings: Settings, metrics: Metrics) -> AsyncIterator[Runni
 class _Jobs(Running):
     """The background work of one process. Made in the task that has to end when the work does."""
 
-    def __init__(self, control: Control, settings: Jobs, metrics: Metrics) -> None:
+    def __init__(self, control: Control, settings: Settings, metrics: Metrics) -> None:
         self._control = control
         self._metrics = metrics
         self._owner = cast("asyncio.Task[None]", asyncio.current_task())
@@ -191,19 +218,19 @@ class _Jobs(Running):
 
     async def reload(self, settings: Settings) -> None:
         """Do a last round by the old settings, where they differ, and go on with the new ones."""
-        if settings.jobs != self._settings:
+        if (settings.jobs, settings.provider) != (self._settings.jobs, self._settings.provider):
             await self._stop()
             if not self._has_ended:  # meanwhile
-                self._begin(settings.jobs)
+                self._begin(settings)
 
     async def end(self) -> None:
         """Do a last round, and end."""
         self._has_ended = True
         await self._stop()
 
-    def _begin(self, settings: Jobs) -> None:
+    def _begin(self, settings: Settings) -> None:
         self._settings = settings
-        self._work = tasks.spawn("jobs", run_jobs(self._control, settings, self._metrics))
+        self._work = tasks.spawn("jobs", run_jobs(self._control, settings.jobs, settings.provider, self._metrics))
         self._work.add_done_callback(self._failed)
 
     def _failed(self, _: object) -> None:
@@ -226,14 +253,16 @@ async def open_control(settings: Settings, *, without_redis: bool = False) -> As
     timeout_s = stores.redis_timeout_ms / 1000
     database = await connect(stores.postgres)
     try:
-        async with Redis.from_url(stores.redis, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as redis:
+        async with open_client(stores.redis, timeout_s) as client:
+            caller = Caller(client)
             control = Control(
                 database,
-                Publishing(Caller(redis)),
-                EventStreams(Caller(redis), stores.partitions),
+                Publishing(caller),
+                EventStreams(caller, stores.partitions),
                 peppers(settings),
                 stores.partitions,
                 settings.key_prefix,
+                stores.lease_ms,
             )
             try:
                 await claim(control)

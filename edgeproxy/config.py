@@ -10,13 +10,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
+from edgeproxy.addresses import is_loopback, split_address, url_parts
 from edgeproxy.domain.features import Feature
+from edgeproxy.domain.limits import parse_limits
 from edgeproxy.domain.peers import parse_network
+from edgeproxy.domain.redis_addresses import check_redis
 from edgeproxy.errors import OperatorError
 from edgeproxy.tables import between, build, one_of, overlay, positive, shown, variables
 
@@ -79,7 +80,11 @@ class Listen:
 class Stores:
     """The two stores. `embedded` starts a server of our own under the data directory."""
 
-    redis: str = _setting(EMBEDDED, "`embedded`, or redis://, rediss:// or unix:// with what a request touches.")
+    redis: str = _setting(
+        EMBEDDED,
+        "`embedded`, or what a request touches: redis://, rediss:// or unix://, or some nodes of a Redis Cluster as in"
+        " redis+cluster://HOST:PORT,HOST:PORT or rediss+cluster://.",
+    )
     postgres: str = _setting(EMBEDDED, "`embedded`, or postgresql:// with what must last.")
     partitions: int = _setting(16, "Over how many partitions keys are spread, 1 to 64. Fixed at the first start.")
     redis_timeout_ms: int = _setting(
@@ -87,6 +92,11 @@ class Stores:
     )
     redis_waiting: int = _setting(
         10_000, "How many commands may wait for Redis in one worker; beyond, requests are answered 503."
+    )
+    lease_ms: int = _setting(
+        30_000,
+        "How long a request that nothing is heard of stays open: then its worker is taken for dead, and what had passed"
+        " is charged. Workers tell of it three times as often. The same for all processes.",
     )
     key_cache: int = _setting(10_000, "How many key records a worker keeps; the one used longest ago leaves first.")
 
@@ -122,6 +132,11 @@ class Bounds:
         16 * 2**20,
         "How much of one unary answer, or of one event of a stream, is held to read its usage; beyond, an estimate is"
         " charged.",
+    )
+    max_drained: int = _setting(
+        50,
+        "Answers that one worker reads on at once for clients that hung up; what is beyond is stopped and charged an"
+        " estimate. A reload begins a new count.",
     )
     head_timeout_ms: int = _setting(
         10_000, "How long the headers of a request may take, from their first byte to their last; then 408."
@@ -196,12 +211,21 @@ class Provider:
         " each with the input tokens that a request is taken to use, such as `batches=50000`. What is kept at the"
         " provider (files, batches, conversations) is then open to every key of this gateway.",
     )
+    limits: tuple[str, ...] = _setting(
+        (),
+        "What your own account there may use over all keys, such as `tokens=2000000/1m`. Reserved after the key's own"
+        " limits; where it does not fit, the request gets 503 and nothing is charged to the key.",
+    )
     on_hang_up: str = _setting(
         "drain",
         "When a client hangs up: `drain` reads the answer to its end for an exact count, `close` stops it and charges"
         " an estimate.",
     )
     drain_ms: int = _setting(30_000, "How long an answer is read on after its client hung up.")
+    drain_bytes: int = _setting(
+        2 * 2**20,
+        "How much of an answer is read on after its client hung up; then it is stopped and charged an estimate.",
+    )
     connect_timeout_ms: int = _setting(5_000, "How long connecting may take.")
     first_byte_timeout_ms: int = _setting(300_000, "How long the first byte of an answer may take.")
     silence_timeout_ms: int = _setting(120_000, "How long nothing may come in the middle of an answer.")
@@ -260,25 +284,6 @@ def from_tables(tables: dict[str, Any]) -> Settings:
     settings = build(Settings, tables, "")
     check(settings)
     return settings
-
-
-def split_address(address: str, name: str = "address") -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` (IPv6 in brackets). Raises OperatorError naming the setting."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise OperatorError(f"{name} = {address!r} is not HOST:PORT, for example 127.0.0.1:8080")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address never leaves this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def certificate_files(listen: Listen, name: str) -> tuple[str, str]:
@@ -361,10 +366,11 @@ def _check_listen(listen: Listen) -> None:
 
 def _check_stores(settings: Settings) -> None:
     stores = settings.stores
-    if stores.redis != EMBEDDED and not stores.redis.startswith(("redis://", "rediss://", "unix://")):
-        raise OperatorError("stores.redis must be embedded, redis://, rediss:// or unix://")
-    if stores.redis != EMBEDDED and _parts(stores.redis) is None:
-        raise OperatorError("stores.redis is not a usable address; write redis://HOST:PORT or unix:///PATH")
+    if stores.redis != EMBEDDED:
+        try:
+            check_redis(stores.redis)
+        except ValueError as error:
+            raise OperatorError(f"stores.redis {error}") from None
     if stores.postgres != EMBEDDED and not stores.postgres.startswith("postgresql://"):
         raise OperatorError("stores.postgres must be embedded or postgresql://")
 
@@ -378,7 +384,7 @@ def _check_providers(providers: Iterable[Provider]) -> None:
         seen.add(provider.name)
         one_of(f"{where}: dialect", provider.dialect, DIALECTS)
         one_of(f"{where}: on_hang_up", provider.on_hang_up, ("drain", "close"))
-        url = _parts(provider.base_url)
+        url = url_parts(provider.base_url)
         if url is None or not url.hostname or not _BASE_URL.fullmatch(provider.base_url):
             raise OperatorError(f"{where}: base_url must be an address such as https://api.example.com")
         if url.scheme == "http" and not is_loopback(url.hostname):
@@ -391,6 +397,10 @@ def _check_providers(providers: Iterable[Provider]) -> None:
             raise OperatorError(f"{where}: secret_env must be the name of an environment variable, not the secret")
         allowed_features(provider)
         positive(where, provider)
+        try:
+            parse_limits(provider.limits)
+        except ValueError as error:
+            raise OperatorError(f"{where}: {error}") from None
 
 
 def _check_models(settings: Settings) -> None:
@@ -404,16 +414,6 @@ def _check_models(settings: Settings) -> None:
                 raise OperatorError(f"model {model.match!r}: list has {name!r}, which the pattern does not match")
         if model.max_output_tokens < 0:
             raise OperatorError(f"model {model.match!r}: max_output_tokens must not be negative")
-
-
-def _parts(address: str) -> SplitResult | None:
-    """Return the parts of an address, None when it has none, or its port is no port."""
-    try:
-        url = urlsplit(address)
-        has_port_zero = url.port == 0  # reading the port checks it
-    except ValueError:
-        return None
-    return None if has_port_zero else url
 
 
 def _with_environment(tables: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -85,8 +85,18 @@ MODEL_NOT_ALLOWED = _kind(
 CANNOT_BE_METERED = _kind(
     "cannot_be_metered", 400, _CLIENT, "What this request costs cannot be read from its answer, so it is not served."
 )
+NO_UPPER_BOUND = _kind(
+    "no_upper_bound",
+    400,
+    _CLIENT,
+    "This API key reserves the most that a request can use, and this one declares no maximum of output tokens. Declare"
+    " one; or the administrator sets max_output_tokens for the model.",
+)
 RATE_LIMITED = _kind("rate_limited", 429, _CLIENT, "A rate limit of this API key is reached.", retryable=True)
 BUDGET_EXHAUSTED = _kind("budget_exhausted", 429, _CLIENT, "A budget of this API key is used up.")
+BALANCE_EXHAUSTED = _kind(
+    "balance_exhausted", 429, _CLIENT, "The balance of this API key does not cover this request. Top it up."
+)
 REQUEST_EXCEEDS_LIMIT = _kind(
     "request_exceeds_limit",
     429,
@@ -155,8 +165,10 @@ KINDS: tuple[ErrorKind, ...] = (
     MODEL_NOT_FOUND,
     MODEL_NOT_ALLOWED,
     CANNOT_BE_METERED,
+    NO_UPPER_BOUND,
     RATE_LIMITED,
     BUDGET_EXHAUSTED,
+    BALANCE_EXHAUSTED,
     REQUEST_EXCEEDS_LIMIT,
     CONCURRENCY_REACHED,
     UPSTREAM_UNREACHABLE,

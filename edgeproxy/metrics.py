@@ -93,8 +93,23 @@ class Metrics:
             "Answers whose usage is an estimate because the provider's figures did not arrive.",
             "provider",
         )
+        self.observed_refusals = self._counter(
+            "edgeproxy_observed_refusals",
+            "Requests admitted although a limit was reached, because their key only observes: window, concurrency,"
+            " balance.",
+            "reason",
+        )
+        self.journaled_settlements = self._counter(
+            "edgeproxy_journaled_settlements", "Settlements written to the journal because Redis had not taken them."
+        )
+        self.late_settlements = self._counter(
+            "edgeproxy_late_settlements",
+            "Settlements whose reservation was gone (unknown) or settled by `jobs` before (reaped): `jobs` corrects.",
+            "reason",
+        )
         self.settlements_lost = self._counter(
-            "edgeproxy_settlements_lost", "Settlements that Redis did not confirm: each leaves a reservation open."
+            "edgeproxy_settlements_lost",
+            "Settlements that neither Redis nor the journal had when a process ended: `jobs` charges an estimate.",
         )
         self.flushed_events = self._counter(
             "edgeproxy_flushed_events",
@@ -103,6 +118,25 @@ class Metrics:
         )
         self.flush_lag_seconds = self._gauge(
             "edgeproxy_flush_lag_seconds", "Age of the oldest usage event that waits in Redis."
+        )
+        self.reaped_reservations = self._counter(
+            "edgeproxy_reaped_reservations",
+            "Requests that nothing was heard of for a lease, because their worker died or froze: charged an estimate,"
+            " or unreadable (ended without an event).",
+            "outcome",
+        )
+        self.corrections = self._counter(
+            "edgeproxy_corrections",
+            "Settlements that came too late, compared with what is stored: added, changed (an estimate was stored),"
+            " equal, kept (other final figures stand), dropped (key erased) or dead (not storable).",
+            "outcome",
+        )
+        self.partitions_closed = self._gauge(
+            "edgeproxy_partitions_closed",
+            "Partitions in which nothing is admitted until Redis was compared with PostgreSQL.",
+        )
+        self.drift_keys = self._gauge(
+            "edgeproxy_drift_keys", "Keys of which Redis holds something else than PostgreSQL knows."
         )
         self.job_failures = self._counter("edgeproxy_job_failures", "Rounds of background work that failed.", "task")
 

@@ -28,10 +28,10 @@ from redis.exceptions import NoPermissionError
 from edgeproxy import config
 from edgeproxy.__main__ import cli
 from edgeproxy.commands.options import CONFIG_VARIABLE
-from edgeproxy.config import Bounds, Provider
+from edgeproxy.config import Bounds, Provider, Stores
 from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus
 from edgeproxy.domain.limits import Amounts, parse_limits
-from edgeproxy.domain.reservations import Outcome, ReserveStatus, SettleStatus
+from edgeproxy.domain.reservations import HeartbeatStatus, Outcome, ReserveStatus, SettleStatus
 from edgeproxy.hotstate import keyspace, scripts
 from edgeproxy.hotstate.calling import Caller
 from edgeproxy.hotstate.commands import HotState
@@ -41,6 +41,7 @@ from edgeproxy.metrics import Metrics
 from tests.packaging import compose, image, proxies, units, watching
 from tests.packaging.proxy_runs import BINARIES, CHECK, COMMAND, free_port, proxy_running, upstream_running
 from tests.support.certificates import make_pair
+from tests.support.gateway import open_partitions
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config"
@@ -250,21 +251,25 @@ async def test_the_users_of_redis_may_do_what_their_role_does(
     users: Callable[[str], str], redis: redis_asyncio.Redis
 ) -> None:
     record = KeyRecord(KeyId("k"), 1, KeyStatus.ACTIVE, 3, parse_limits(["requests=5/1m"]), 2, None, ())
-    hot = HotState(users("gateway"), 2000, 100, Metrics().redis_seconds)
+    stores = Stores(redis=users("gateway"), partitions=4)
+    hot = HotState(stores, Metrics().redis_seconds)
     async with redis_asyncio.Redis.from_url(users("control")) as client:
         publishing, streams = Publishing(Caller(client)), EventStreams(Caller(client), 4)
         await publishing.install(4, "f")
         await publishing.publish(record, "d")
+        await open_partitions(redis, 4)
         await hot.start()
+        await hot.watch.until_open(10)
         try:
             assert await hot.lookup(["d"]) == ("d", record)
             scope, amounts = scripts.scope_of(record), Amounts(1, 10, 0)
-            assert (await hot.reserve(3, "r", scope, amounts, 1000)).status is ReserveStatus.ADMITTED
+            assert (await hot.reserve(3, "r", scope, amounts, b"{}")).status is ReserveStatus.ADMITTED
             arguments = scripts.settle_args(3, "r", [scope], Outcome.POST, amounts, b"e")
-            assert scripts.decode_settle(await hot.settle(arguments)).status is SettleStatus.RESOLVED
+            assert await hot.heartbeat(3, [scripts.Beat("r", 10, 1)]) == [HeartbeatStatus.RENEWED]
+            assert scripts.decode_settle(await hot.settle(3, arguments)[0]).status is SettleStatus.RESOLVED
             hot.count_refusal(3, record.id, 429)
             await redis.script_flush()  # where Redis has lost the scripts, a gateway sends them along
-            assert (await hot.settle_again(arguments)).status is SettleStatus.DUPLICATE
+            assert (await hot.settle_again(3, arguments)).status is SettleStatus.DUPLICATE
         finally:
             await hot.close()
         (entry,) = await streams.read(3, await streams.now_ms() + 1000, 10)

@@ -28,7 +28,7 @@ FLOORS = (
     ("control",),
     ("hotstate", "store", "embedded", "tls"),
     ("providers", "config"),
-    ("domain", "tables"),
+    ("domain", "tables", "addresses"),
     ("errors", "metrics", "tasks"),
     ("logs",),
 )

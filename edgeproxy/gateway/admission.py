@@ -4,26 +4,33 @@ The estimate and the decision are plain functions; between them lies one awaited
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from edgeproxy.config import Model
 from edgeproxy.domain.identifiers import RANDOM_BITS, uuid7
-from edgeproxy.domain.limits import NEVER_FITS, Amounts, Dimension, Limit, format_limit
-from edgeproxy.domain.reservations import ReserveReply, ReserveStatus
+from edgeproxy.domain.keys import KeyId
+from edgeproxy.domain.limits import NEVER_FITS, Amounts, Limit, format_limit
+from edgeproxy.domain.reservations import LimitReason, ReserveReply, ReserveStatus, encode_note
 from edgeproxy.errors import (
+    BALANCE_EXHAUSTED,
     BUDGET_EXHAUSTED,
     CONCURRENCY_REACHED,
     INVALID_KEY,
     MODEL_NOT_ALLOWED,
     RATE_LIMITED,
     REQUEST_EXCEEDS_LIMIT,
+    UPSTREAM_BUSY,
     ErrorKind,
     GatewayError,
     StoreUnavailable,
 )
 from edgeproxy.gateway.authentication import Authentication, KnownKey
+from edgeproxy.gateway.bounds import lowers_output, shrunk, wanted
+from edgeproxy.gateway.upstream import Shared
 from edgeproxy.hotstate.commands import HotState
+from edgeproxy.hotstate.scripts import Scope
 from edgeproxy.providers.base import LimitLevel, RequestFacts
 
 # A client may be asked to wait this long; for longer it is told to stop. The official SDKs draw the line here too: one
@@ -34,27 +41,45 @@ _CONCURRENCY_RETRY_MS = 1000  # nobody knows when a request ends; a second is sh
 _TRIES = 4  # a key that changes more often than this during one request is not usable just now
 
 
+@dataclass(slots=True, eq=False)
+class Hold:
+    """What is reserved for a request with one holder of limits. `renewed_at` is monotonic seconds."""
+
+    partition: int
+    scope: Scope
+    amounts: Amounts
+    note: bytes  # for whoever has to settle it in our place
+    renewed_at: float = field(default_factory=time.monotonic)
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request that was admitted: its key as it is now, its reservation's id, and where the key's windows stand."""
+    """A request that was admitted: its key as it is now, what is reserved, and where the key's windows stand.
+
+    `observed` is the limit that would have refused it, if its key only observed; None when none would have.
+    `lowered_output` is the maximum of output tokens to send in place of what the request declares, if not that.
+    """
 
     request_id: str
     key: KnownKey
     levels: tuple[LimitLevel, ...]
+    holds: tuple[Hold, ...]
+    observed: LimitReason | None = None
+    lowered_output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request asks to be admitted for: models and an estimate; its reservation's lease ends by itself.
+    """What a request asks to be admitted for; how much that is, its key's own rule says.
 
-    `guesses_output` says that the request declares no maximum, so that its output tokens are a guess of ours.
+    `body_bytes` is the length of what will be sent, `reserve_output_tokens` the setting of that name.
     """
 
     request_id: str
-    models: tuple[str, ...]
-    amounts: Amounts
-    lease_ms: int
-    guesses_output: bool
+    facts: RequestFacts
+    model: Model
+    body_bytes: int
+    reserve_output_tokens: int
 
 
 class LimitReached(GatewayError):
@@ -82,72 +107,94 @@ class RequestIds:
         return uuid7(now_ms, self._random.getrandbits(RANDOM_BITS))
 
 
-def estimate(facts: RequestFacts, model: Model, reserve_output_tokens: int) -> Amounts:
-    """Return what is reserved: the input estimate, and of the output what is declared or possible, up to a setting."""
-    bounds = [reserve_output_tokens]
-    if facts.output_max is not None:
-        bounds.append(facts.output_max)
-    if model.max_output_tokens:
-        bounds.append(model.max_output_tokens)
-    return Amounts(requests=1, input_tokens=facts.input_estimate, output_tokens=min(bounds))
+GiveBack = Callable[[str, Hold], None]
 
 
-async def admit(wish: Wish, key: KnownKey, hot: HotState, authentication: Authentication) -> Admission:
+async def admit(
+    wish: Wish, key: KnownKey, hot: HotState, authentication: Authentication, give_back: GiveBack
+) -> Admission:
     """Reserve what a request may cost. The key's record may be behind: then it is read again.
 
-    Raises GatewayError (401, 403, 429), or StoreUnavailable when nothing can be decided.
+    `give_back` is called with what may be reserved although the request is not admitted. Raises GatewayError (400, 403,
+    429), or StoreUnavailable when nothing can be decided.
     """
+    amounts: Amounts | None = None
+    lowered = None
     for _ in range(_TRIES):
-        if not all(map(key.record.allows, wish.models)):
+        record = key.record
+        if not all(map(record.allows, (wish.facts.model, *wish.facts.other_models))):
             raise GatewayError(MODEL_NOT_ALLOWED)
-        reply = await hot.reserve(key.record.partition, wish.request_id, key.scope, wish.amounts, wish.lease_ms)
+        amounts = amounts or wanted(record, wish.facts, wish.model, wish.body_bytes, wish.reserve_output_tokens)
+        hold = Hold(record.partition, key.scope, amounts, encode_note(record.id, wish.model.match))
+        try:
+            reply = await hot.reserve(hold.partition, wish.request_id, hold.scope, amounts, hold.note)
+        except StoreUnavailable as away:
+            if away.may_have_run:
+                give_back(wish.request_id, hold)
+            raise
         if reply.status in (ReserveStatus.STALE, ReserveStatus.UNPUBLISHED):
-            key = await authentication.look_again(key)
-        elif (smaller := with_smaller_guess(wish, reply, key.record.limits)) is not None:
-            wish = smaller
+            key, amounts, lowered = await authentication.look_again(key), None, None
+        elif (smaller := shrunk(record, wish.facts, amounts, reply)) is not None:
+            amounts = smaller
+            lowered = amounts.output_tokens if lowers_output(record, wish.facts) else None
         else:
-            return decide(reply, wish.request_id, key, authentication)
+            return replace(decide(reply, wish.request_id, key, hold, authentication), lowered_output=lowered)
     raise StoreUnavailable("redis")
 
 
-def with_smaller_guess(wish: Wish, reply: ReserveReply, limits: Sequence[Limit]) -> Wish | None:
-    """Return the wish with as many output tokens as are left, None where that would not help.
+async def admit_upstream(admission: Admission, shared: Shared, hot: HotState, give_back: GiveBack) -> Admission:
+    """Reserve the same with the limits that all keys share at the provider, second; give the first back on failure.
 
-    A request is not refused for a guess of ours. What a client declares is no guess: that has to fit.
+    Raises GatewayError (503) where they refuse, or StoreUnavailable.
     """
-    if reply.status is not ReserveStatus.REFUSED or not wish.guesses_output:
-        return None
-    left = [wish.amounts.output_tokens]
-    for limit, level in zip(limits, reply.windows, strict=True):
-        if limit.dimension is Dimension.TOKENS:
-            left.append(level.remaining - wish.amounts.input_tokens)
-        elif limit.dimension is Dimension.OUTPUT_TOKENS:
-            left.append(level.remaining)
-    if not 0 < min(left) < wish.amounts.output_tokens:
-        return None
-    return replace(wish, amounts=replace(wish.amounts, output_tokens=min(left)))
+    (first,) = admission.holds
+    hold = Hold(shared.partition, shared.scope, first.amounts, encode_note(KeyId(shared.scope.holder), ""))
+    try:
+        reply = await hot.reserve(hold.partition, admission.request_id, hold.scope, hold.amounts, hold.note)
+    except StoreUnavailable as away:
+        give_back(admission.request_id, first)
+        if away.may_have_run:
+            give_back(admission.request_id, hold)
+        raise
+    if reply.status is ReserveStatus.ADMITTED:
+        return replace(admission, holds=(first, hold))
+    give_back(admission.request_id, first)
+    if reply.status is ReserveStatus.REFUSED:
+        message = "A limit of this gateway's own account at the provider is reached. Try again later."
+        raise GatewayError(UPSTREAM_BUSY, message, reply.retry_ms if reply.retry_ms > 0 else None)
+    raise StoreUnavailable("redis")  # its limits are not published yet
 
 
-def decide(reply: ReserveReply, request_id: str, key: KnownKey, authentication: Authentication) -> Admission:
+def decide(
+    reply: ReserveReply, request_id: str, key: KnownKey, hold: Hold, authentication: Authentication
+) -> Admission:
     """Return the admission that a reply means. Raises GatewayError for a refusal."""
     limits = key.record.limits
     levels = tuple(
         LimitLevel(limit, level.remaining, level.reset_ms) for limit, level in zip(limits, reply.windows, strict=False)
     )
     if reply.status is ReserveStatus.ADMITTED:
-        return Admission(request_id, key, levels)
+        return Admission(request_id, key, levels, (hold,))
+    if reply.status is ReserveStatus.OBSERVED:
+        return Admission(request_id, key, levels, (hold,), reply.reason)
     if reply.status is ReserveStatus.DISABLED:
         authentication.forget(key)
         raise GatewayError(INVALID_KEY)
     if reply.status is not ReserveStatus.REFUSED:  # a foreign layout; a request id that was used before
         raise StoreUnavailable("redis")
-    if reply.limit_index < 0:
+    if reply.reason is LimitReason.CONCURRENCY:
         raise LimitReached(levels, CONCURRENCY_REACHED, retry_after_ms=_CONCURRENCY_RETRY_MS)
-    name = format_limit(limits[reply.limit_index])
-    if reply.retry_ms == NEVER_FITS:
+    if reply.reason is LimitReason.BALANCE:
+        raise LimitReached(levels, BALANCE_EXHAUSTED)
+    raise _window_reached(levels, limits[reply.position], reply.retry_ms)
+
+
+def _window_reached(levels: tuple[LimitLevel, ...], limit: Limit, retry_ms: int) -> LimitReached:
+    name = format_limit(limit)
+    if retry_ms == NEVER_FITS:
         message = f"This request alone is larger than the limit {name} of this API key. Ask for less."
-        raise LimitReached(levels, REQUEST_EXCEEDS_LIMIT, message)
-    kind = RATE_LIMITED if reply.retry_ms <= LONGEST_WAIT_MS else BUDGET_EXHAUSTED
-    wait = f"{reply.retry_ms / 1000:.1f} seconds" if kind is RATE_LIMITED else f"{reply.retry_ms // 60_000} minutes"
+        return LimitReached(levels, REQUEST_EXCEEDS_LIMIT, message)
+    kind = RATE_LIMITED if retry_ms <= LONGEST_WAIT_MS else BUDGET_EXHAUSTED
+    wait = f"{retry_ms / 1000:.1f} seconds" if kind is RATE_LIMITED else f"{retry_ms // 60_000} minutes"
     message = f"The limit {name} of this API key is reached. The request fits again in {wait}."
-    raise LimitReached(levels, kind, message, reply.retry_ms)
+    return LimitReached(levels, kind, message, retry_ms)

@@ -2,7 +2,7 @@
 
 Nothing is collected: a piece is read by the meter, framed and written. When the client is slow, its connection says so
 and the provider's is paused. When the provider breaks off, the client's connection is reset, never closed as if all had
-come. When the client leaves, the answer is read to its end within a bound, or stopped: as the provider's setting says.
+come. When the client leaves, the answer is read to its end within bounds, or stopped: as the provider's setting says.
 """
 
 import asyncio
@@ -76,6 +76,25 @@ async def _pump(connection: Connection, upload: Upload, meter: Meter) -> None:
     connection.send_end(b"0\r\n\r\n" if upload.is_chunked else b"")
 
 
+class Drains:
+    """Counts the answers that are read on for clients that left, and keeps them few: reading on is work for nobody."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
+
+    def begin(self) -> bool:
+        """Take one more, if there is room."""
+        if self._open >= self._most:
+            return False
+        self._open += 1
+        return True
+
+    def end(self) -> None:
+        """Give one back."""
+        self._open -= 1
+
+
 class Relay:
     """One answer on its way. It hears of both connections, and owns neither."""
 
@@ -86,9 +105,11 @@ class Relay:
         reservation: Reservation,
         headers: Headers,
         held: Body,
+        drains: Drains,
     ) -> None:
         self._request = request
         self._held = held
+        self._drains = drains
         self._connection = connection
         self._reservation = reservation
         self.meter = reservation.ticket.meter
@@ -100,7 +121,8 @@ class Relay:
         self._doubtful: list[bytes] | None = None  # the body of a 400, until it is known to be the client's
         self._is_chunked = False
         self._client_left = False
-        self._drain_timer: asyncio.TimerHandle | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None  # set while the answer is read on for a client that left
+        self._drained_bytes = 0
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.keep_alive = request.keep_alive
         self.status = 0  # 0 until the head is on its way
@@ -133,6 +155,8 @@ class Relay:
         if self._doubtful is not None:
             self._doubtful.append(chunk)
         self._put(self.meter.feed(chunk))
+        if self._drain_timer is not None:
+            self._drained_bytes += len(chunk)
 
     def answer_paused(self) -> None:
         """Write what is in line, unless it may turn out not to be for the client."""
@@ -142,7 +166,13 @@ class Relay:
             self._doubtful = None
         if self.meter.is_finished:  # the client may take this for the end: it has to be counted before
             self._reservation.resolve(self.status)
+        elif self._reservation.is_overdrawn and not self._client_left:  # the provider does not keep to its maximum
+            self._abort_client()
+            self.stop()
+            return
         self._write()
+        if self._drained_bytes > self._provider.drain_bytes:
+            self.stop()
 
     def answer_ended(self) -> None:
         """Settle, then write the last bytes."""
@@ -184,7 +214,7 @@ class Relay:
             return
         self._client_left = True
         self._connection.resume()
-        if self._provider.on_hang_up == "close" or self._reservation.charge is not None:
+        if self._provider.on_hang_up == "close" or self._reservation.charge is not None or not self._drains.begin():
             self.stop()
         else:
             self._drain_timer = asyncio.get_running_loop().call_later(self._provider.drain_ms / 1000, self.stop)
@@ -255,6 +285,8 @@ class Relay:
     def _end(self, error: GatewayError | None) -> None:
         if self._drain_timer is not None:
             self._drain_timer.cancel()
+            self._drain_timer = None
+            self._drains.end()
         if self.over.done():
             return
         if error is None:

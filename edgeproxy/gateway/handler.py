@@ -4,12 +4,13 @@ Whatever happens, a client gets one answer in its own dialect; and what was admi
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
 from edgeproxy import logs
 from edgeproxy.config import Settings
+from edgeproxy.domain.keys import Reserve
 from edgeproxy.domain.peers import Peers
 from edgeproxy.errors import (
     COUNTERS_UNAVAILABLE,
@@ -21,9 +22,9 @@ from edgeproxy.errors import (
 )
 from edgeproxy.gateway import listing, routes
 from edgeproxy.gateway.access import AccessLog
-from edgeproxy.gateway.admission import LimitReached, RequestIds, Wish, admit, estimate
+from edgeproxy.gateway.admission import LimitReached, RequestIds, Wish, admit, admit_upstream
 from edgeproxy.gateway.authentication import Authentication, KnownKey
-from edgeproxy.gateway.forwarding import Relay, forward
+from edgeproxy.gateway.forwarding import Drains, Relay, forward
 from edgeproxy.gateway.metering import Meter
 from edgeproxy.gateway.origins import Origins
 from edgeproxy.gateway.receiving import Bodies, Body, ClientGoneError, Upload
@@ -39,7 +40,6 @@ from edgeproxy.providers.multipart import FormScanner
 
 _OWN_PATHS = ("/", "/healthz", "/readyz")
 _STORE_RETRY_MS = 1000
-_LEASE_MARGIN_MS = 60_000  # a lease outlives every time limit of the request that holds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class Handler:
         self._metrics = metrics
         self._access = AccessLog(settings.logs)
         self._bodies = Bodies(settings.bounds)
+        self._drains = Drains(settings.bounds.max_drained)
         self._origins = Origins(settings.listen.cors_origins)
         self._ids = RequestIds()
         self._peers = Peers(settings.listen.trusted_proxies)
@@ -145,30 +146,24 @@ class Handler:
 
     async def _admit(self, arrival: Arrival, route: Route, key: KnownKey, incoming: Incoming, held: Body) -> Ticket:
         """Find out where the request goes, and reserve what it may cost."""
-        facts = route.endpoint.read_request(incoming)
+        strict = key.record.reserve is Reserve.STRICT
+        facts = route.endpoint.read_request(replace(incoming, strict=True) if strict else incoming)
         target = self._upstreams.choose(route, facts)
         facts = target.with_charges(facts)
         bounds = self._settings.bounds
         asks_for_usage = target.asks_for_usage(facts)
         model = target.model.upstream_model or facts.model
         held.content = route.endpoint.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
-        amounts = estimate(facts, target.model, bounds.reserve_output_tokens)
-        # An upload has its time limit before the provider's begin.
-        lease_ms = bounds.body_timeout_ms + target.provider.total_timeout_ms + target.provider.drain_ms
-        models = (facts.model, *facts.other_models)
-        wish = Wish(
-            arrival.request_id,
-            models,
-            amounts,
-            lease_ms + _LEASE_MARGIN_MS,
-            guesses_output=facts.output_max is None,
-        )
-        try:
-            admission = await admit(wish, key, self._hot, self._authentication)
-        except StoreUnavailable as away:
-            if away.may_have_run:
-                self._settlements.give_back(key, wish.request_id, target.model.match)
-            raise
+        size = max(incoming.size, len(held.content))
+        wish = Wish(arrival.request_id, facts, target.model, size, bounds.reserve_output_tokens)
+        admission = await admit(wish, key, self._hot, self._authentication, self._settlements.give_back)
+        if target.shared is not None:
+            admission = await admit_upstream(admission, target.shared, self._hot, self._settlements.give_back)
+        if admission.observed is not None:
+            self._metrics.observed_refusals.labels(admission.observed.name.lower()).inc()
+        if admission.lowered_output is not None:
+            held.content = route.endpoint.with_output_max(held.content, facts, admission.lowered_output)
+            facts = replace(facts, output_max=admission.lowered_output)
         meter = Meter(route, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
         return Ticket(admission, target, facts, meter)
 
@@ -187,7 +182,7 @@ class Handler:
         name = target.provider.name
         try:
             connection = await target.pool.acquire(for_upload=upload is not None)
-            relay = Relay(request, connection, reservation, headers, held)
+            relay = Relay(request, connection, reservation, headers, held, self._drains)
             reservation.sent_on(connection)
             self._metrics.overhead_seconds.observe(time.monotonic() - arrival.at)
             with self._metrics.open_streams.track_inprogress():
@@ -251,6 +246,8 @@ class Handler:
         reasons = []
         if path == "/readyz":
             reasons += [b"draining\n"] if self.is_draining else []
-            reasons += [b"redis is away\n"] if not self._hot.is_connected else []
+            if not self._hot.watch.any_open:
+                is_there = self._hot.is_connected
+                reasons.append(b"redis waits to be compared with postgresql\n" if is_there else b"redis is away\n")
         status = 503 if reasons else 200
         return write(request, status, [("content-type", "text/plain")], b"".join(reasons) or b"ok\n")

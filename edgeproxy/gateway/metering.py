@@ -23,6 +23,8 @@ from edgeproxy.providers.encoding import DecodingReader, encoding_of
 from edgeproxy.providers.readers import ObjectReader
 
 _NOTHING = Usage()
+_CHECK_BYTES = 16 * 1024  # of an answer, between two looks at how long it has become
+_TOLERATED_TOKENS = 256  # and a quarter: what has passed is counted from outside
 _JSON, _EVENTS = "application/json", "text/event-stream"
 
 
@@ -50,6 +52,7 @@ class Meter:
         self._max_bytes = max_bytes
         self._reader: UsageReader | None = None
         self._status = 0
+        self._unchecked = 0  # bytes
         self.may_change_length = False  # whether `feed` can return less than it got
         self.received: int | None = None  # bytes of a request whose size was not known when it was estimated
 
@@ -80,11 +83,27 @@ class Meter:
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what is to be forwarded of it."""
+        self._unchecked += len(chunk)
         return chunk if self._reader is None else self._reader.feed(chunk)
 
     def end(self) -> bytes:
         """Return what is still to be forwarded."""
         return b"" if self._reader is None else self._reader.end()
+
+    def output_so_far(self) -> int:
+        """Return a lower bound of the output tokens that have passed; 0 where only the end of the answer tells."""
+        return 0 if self._reader is None else self._reader.output_so_far()
+
+    def is_over(self, output_tokens: int) -> bool:
+        """Whether more output has passed than was reserved, beyond doubt. Looks only now and then.
+
+        The backstop for a provider that does not keep to the maximum it was given. Only a stream can be cut: an answer
+        in one piece has been written, and is billed, before it comes.
+        """
+        if self._unchecked < _CHECK_BYTES:
+            return False
+        self._unchecked = 0
+        return self.output_so_far() > output_tokens + output_tokens // 4 + _TOLERATED_TOKENS
 
     def charge(self, *, written: bool) -> Charge:
         """Return what is charged, were the answer over now. `written`: whether the whole request had left."""

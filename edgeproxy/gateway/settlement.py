@@ -1,8 +1,8 @@
 """The one way out of a reservation: what was charged is put right, once, whatever happened.
 
 The settlement is written to Redis before the last bytes of an answer are written to the client; its reply is not waited
-for. So a client that has a whole answer has been counted. A settlement that Redis did not confirm is repeated for a
-while, which is safe, because a reservation resolves once.
+for. So a client that has a whole answer has been counted. What becomes of a settlement that Redis does not confirm is
+told in `unconfirmed`.
 """
 
 import asyncio
@@ -11,26 +11,24 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from edgeproxy import logs, tasks
-from edgeproxy.domain.reservations import Outcome, SettleStatus
+from edgeproxy.domain.keys import Reserve
+from edgeproxy.domain.limits import Amounts
+from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import TOOLS, Usage, UsageEvent, encode_event, storable_model
-from edgeproxy.errors import COUNTERS_UNAVAILABLE, INTERNAL, GatewayError, StoreUnavailable
+from edgeproxy.errors import INTERNAL, GatewayError
 from edgeproxy.gateway.access import AccessLog
-from edgeproxy.gateway.admission import Admission
-from edgeproxy.gateway.authentication import KnownKey
+from edgeproxy.gateway.admission import Admission, Hold
 from edgeproxy.gateway.connections import Connection
+from edgeproxy.gateway.journal import Settlement
 from edgeproxy.gateway.metering import Charge, Meter
 from edgeproxy.gateway.receiving import ClientGoneError
+from edgeproxy.gateway.unconfirmed import Unconfirmed
 from edgeproxy.gateway.upstream import Target
-from edgeproxy.hotstate import scripts
-from edgeproxy.hotstate.commands import HotState
-from edgeproxy.hotstate.connection import CommandFailed
 from edgeproxy.metrics import Metrics
 from edgeproxy.providers.base import RequestFacts
 
 CLIENT_GONE = 499  # what nginx and others record for a request whose client left before there was an answer
-_TRIES = 8  # with the waits below: about a minute, half of what Redis remembers a resolved reservation for
-_FIRST_WAIT_S = 0.25
+_STOP_S = 5.0  # how long a stop waits for Redis to confirm; what it has not is in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +42,22 @@ class Ticket:
 
 
 class Settlements:
-    """Sends settlements and sees to it that they are confirmed."""
+    """Sends settlements, and knows the reservations that have none yet."""
 
-    def __init__(self, hot: HotState, metrics: Metrics) -> None:
-        self._hot = hot
+    def __init__(self, unconfirmed: Unconfirmed, metrics: Metrics) -> None:
+        self._unconfirmed = unconfirmed
         self._metrics = metrics
-        self._unconfirmed: set[asyncio.Future[Any]] = set()  # replies of Redis, and tasks that try again
-        self.open: set[asyncio.Task[Any]] = set()  # requests that hold a reservation
+        self.open: set[Reservation] = set()
 
-    def send(self, key: KnownKey, charge: Charge, event: UsageEvent) -> None:
-        """Write the settlement of an admitted request to Redis now, or start trying."""
-        arguments = _arguments(key, charge, event)
-        try:
-            reply = self._hot.settle(arguments)
-        except StoreUnavailable:
-            self._repeat(arguments)
-        else:
-            reply.add_done_callback(lambda reply: self._confirmed(reply, arguments))
-            self._watch(reply)
+    def send(self, request_id: str, holds: tuple[Hold, ...], charge: Charge, event: bytes) -> None:
+        """Settle what a request holds; its event goes with the first, which is its key's."""
+        for hold in holds:
+            self._unconfirmed.send(_settlement(request_id, hold, charge.outcome, charge.usage.amounts, event))
+            event = b""
 
-    def give_back(self, key: KnownKey, request_id: str, model: str) -> None:
-        """Void a reservation that may have been made although its reply did not come; the client was told 503."""
-        event = UsageEvent(request_id, key.record.id, model, COUNTERS_UNAVAILABLE.status, Usage(), latency_ms=0)
-        arguments = _arguments(key, Charge(Outcome.VOID, event.usage), event)
-        self._watch(tasks.spawn("give back", self._try_again(arguments, certain=False)))
+    def give_back(self, request_id: str, hold: Hold) -> None:
+        """Undo a reservation, or one that may have been made although its reply did not come: nothing was admitted."""
+        self._unconfirmed.send(_settlement(request_id, hold, Outcome.CANCEL, Amounts(), b""))
 
     def count(self, provider: str, usage: Usage) -> None:
         """Count one answer in the metrics."""
@@ -89,49 +79,18 @@ class Settlements:
     async def finish(self) -> None:
         """End what still holds a reservation, such as an answer whose client left, and wait until all is confirmed.
 
-        Bounded by the number of tries.
+        Within a bound: what Redis does not confirm then stays in the journal.
         """
-        for task in self.open:
+        ending = {reservation.task for reservation in self.open}
+        for task in ending:
             task.cancel()
-        while waiting := self.open | self._unconfirmed:
-            await asyncio.wait(waiting)
-
-    def _confirmed(self, reply: "asyncio.Future[Any]", arguments: scripts.Arguments) -> None:
-        if reply.cancelled() or isinstance(reply.exception(), StoreUnavailable | CommandFailed):
-            self._repeat(arguments)
-        elif scripts.decode_settle(reply.result()).status is SettleStatus.UNKNOWN:
-            self._lost("unknown_reservation")
-
-    def _repeat(self, arguments: scripts.Arguments) -> None:
-        self._watch(tasks.spawn("settlement", self._try_again(arguments)))
-
-    def _watch(self, outcome: "asyncio.Future[Any]") -> None:
-        self._unconfirmed.add(outcome)
-        outcome.add_done_callback(self._unconfirmed.discard)
-
-    async def _try_again(self, arguments: scripts.Arguments, *, certain: bool = True) -> None:
-        """Repeat a settlement until Redis confirms it. `certain`: that there is a reservation to be settled."""
-        wait_s = _FIRST_WAIT_S
-        for _ in range(_TRIES):
-            await asyncio.sleep(wait_s)
-            wait_s *= 2
-            try:
-                reply = await self._hot.settle_again(arguments)
-            except StoreUnavailable:
-                continue
-            if reply.status is SettleStatus.UNKNOWN and certain:
-                break
-            return
-        self._lost("not_confirmed")
-
-    def _lost(self, reason: str) -> None:
-        self._metrics.settlements_lost.inc()
-        logs.event("settlement_lost", error=reason)
+        if ending:
+            await asyncio.wait(ending)
+        await self._unconfirmed.finish(_STOP_S)
 
 
-def _arguments(key: KnownKey, charge: Charge, event: UsageEvent) -> scripts.Arguments:
-    partition, amounts = key.record.partition, charge.usage.amounts
-    return scripts.settle_args(partition, event.id, [key.scope], charge.outcome, amounts, encode_event(event))
+def _settlement(request_id: str, hold: Hold, outcome: Outcome, amounts: Amounts, event: bytes) -> Settlement:
+    return Settlement(hold.partition, hold.scope.holder, request_id, outcome, amounts, event)
 
 
 class Reservation:
@@ -146,8 +105,35 @@ class Reservation:
         self._settlements = settlements
         self._access = access
         self._connection: Connection | None = None
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._sent_at = time.monotonic()
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request, under which it is reserved."""
+        return self.ticket.admission.request_id
+
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        """What is reserved."""
+        return self.ticket.admission.holds
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether more output has passed than may be: only where that much, and no more, was reserved."""
+        admission = self.ticket.admission
+        is_bounded = admission.lowered_output is not None or admission.key.record.reserve is Reserve.STRICT
+        return is_bounded and self.ticket.meter.is_over(self.holds[0].amounts.output_tokens)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether its settlement was sent."""
+        return self.charge is not None
+
+    def so_far(self) -> tuple[int, int]:
+        """Return the input and output tokens that it would be charged were it over now."""
+        amounts = self._charge_now().usage.amounts
+        return amounts.input_tokens, amounts.output_tokens
 
     def sent_on(self, connection: Connection) -> None:
         """From now on the request can have been billed."""
@@ -162,8 +148,7 @@ class Reservation:
         if self.charge is not None:
             return
         ticket = self.ticket
-        written = self._connection is not None and self._connection.written
-        self.charge = charge = ticket.meter.charge(written=written)
+        self.charge = charge = self._charge_now()
         accepted = 200 <= status < 300
         event = UsageEvent(
             id=ticket.admission.request_id,
@@ -173,19 +158,22 @@ class Reservation:
             usage=charge.usage,
             latency_ms=round((time.monotonic() - self._sent_at) * 1000),
         )
-        self._settlements.send(ticket.admission.key, charge, event)
+        self._settlements.send(event.id, self.holds, charge, encode_event(event))
         self._settlements.count(ticket.target.provider.name, charge.usage)
         self._access.finished(event, ticket.meter.dialect.name, ticket.meter.operation)
 
     def __enter__(self) -> Self:
-        self._settlements.open.add(self._task)
+        self._settlements.open.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._settlements.open.discard(self._task)
+        self._settlements.open.discard(self)
         if isinstance(error, GatewayError):
             self.resolve(error.kind.status)
         else:
             self.resolve(CLIENT_GONE if isinstance(error, ClientGoneError) else INTERNAL.status)
+
+    def _charge_now(self) -> Charge:
+        return self.ticket.meter.charge(written=self._connection is not None and self._connection.written)

@@ -8,11 +8,23 @@ from urllib.parse import urlsplit
 from edgeproxy import __version__
 from edgeproxy.config import Model, Provider, Settings, allowed_features, provider_secret
 from edgeproxy.domain.features import Feature
+from edgeproxy.domain.keys import partition_of, provider_holder
+from edgeproxy.domain.reservations import WHATEVER_HOLDS
 from edgeproxy.errors import CANNOT_BE_METERED, MODEL_NOT_FOUND, WRONG_PATH, GatewayError
 from edgeproxy.gateway.connections import Pool
 from edgeproxy.gateway.routes import Query, Route
+from edgeproxy.hotstate import keyspace
+from edgeproxy.hotstate.scripts import Scope
 from edgeproxy.providers.base import Body, Dialect, Headers, ListedModel, RequestFacts
 from edgeproxy.providers.registry import DIALECTS
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The limits of our own account at a provider, which all keys share, and the partition that counts them."""
+
+    partition: int
+    scope: Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,7 @@ class Target:
     secret: str
     pool: Pool
     allowed: Mapping[Feature, int]
+    shared: Shared | None
 
     def asks_for_usage(self, facts: RequestFacts) -> bool:
         """Whether a stream has to be made to report its usage, which its client did not ask for."""
@@ -79,7 +92,8 @@ class Upstreams:
         def target(model: Model) -> Target:
             provider = providers[model.provider]
             pool, secret = self.pools[provider.name], secrets[provider.name]
-            return Target(model, provider, secret, pool, allowed_features(provider))
+            shared = _shared(provider, settings.stores.partitions) if provider.limits else None
+            return Target(model, provider, secret, pool, allowed_features(provider), shared)
 
         self._targets = tuple(target(model) for model in settings.model)
 
@@ -132,6 +146,13 @@ class Upstreams:
         for pool in self.pools.values():
             if pool not in kept:
                 pool.close()
+
+
+def _shared(provider: Provider, partitions: int) -> Shared:
+    holder = provider_holder(provider.name)
+    partition = partition_of(holder, partitions)
+    state, ring = keyspace.state(partition, holder), keyspace.ring(partition, holder)
+    return Shared(partition, Scope(holder, state, ring, WHATEVER_HOLDS))
 
 
 def _refusal(feature: Feature) -> GatewayError:

@@ -1,39 +1,52 @@
-"""The four things that a request does in Redis: look its key up, reserve, settle, count a refusal.
+"""What a request does in Redis: look its key up, reserve, stay alive, settle, or count a refusal.
 
-Every answer brings the time of Redis along, so that ids and expiries follow one clock without asking for it.
-Errors of the wire end here: above, there are replies and `StoreUnavailable`.
+Every answer of the scripts brings the time of Redis along, so that ids and expiries follow one clock without asking for
+it. Errors of the wire end here: above, there are replies and `StoreUnavailable`.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from prometheus_client import Histogram
 
+from edgeproxy import tasks
+from edgeproxy.config import Stores
 from edgeproxy.domain.keys import KeyId, KeyRecord, decode_record
 from edgeproxy.domain.limits import Amounts
-from edgeproxy.domain.reservations import ReserveReply, SettleReply
+from edgeproxy.domain.reservations import HeartbeatStatus, ReserveReply, SettleReply
 from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import keyspace, scripts
-from edgeproxy.hotstate.connection import CommandFailed, RedisConnection
+from edgeproxy.hotstate.connection import CommandFailed
+from edgeproxy.hotstate.nodes import Nodes
+from edgeproxy.hotstate.watch import Watch
+
+
+def _nothing(_partition: int) -> None:
+    return
 
 
 class HotState:
-    """The request path's commands over one connection that this object owns."""
+    """The request path's commands over connections that this object owns."""
 
-    def __init__(self, url: str, timeout_ms: int, waiting_max: int, round_trips: Histogram) -> None:
+    def __init__(self, stores: Stores, round_trips: Histogram, returned: Callable[[int], None] = _nothing) -> None:
         self._scripts = scripts.load()
         preamble = [("SCRIPT", "LOAD", script.source) for script in self._scripts.values()]
-        self._connection = RedisConnection(url, timeout_ms, waiting_max, list(preamble))
+        self._nodes = Nodes(stores.redis, stores.redis_timeout_ms, stores.redis_waiting, list(preamble))
+        self._names = [keyspace.epoch(partition) for partition in range(stores.partitions)]
+        self._lease_ms = stores.lease_ms
         self._round_trips = round_trips
         self._offset_ms = time.time_ns() // 1_000_000 - _monotonic_ms()
+        self.watch = Watch(self._nodes, stores.partitions, returned)
+        self._nodes.on_connect = self.watch.reconsider
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether Redis can be asked at all."""
-        return self._connection.is_connected
+        return self._nodes.is_connected
 
     def now_ms(self) -> int:
         """Return Unix time in ms by the clock of Redis, as last seen."""
@@ -41,62 +54,103 @@ class HotState:
 
     async def start(self) -> None:
         """Connect, and stay connected until `close`."""
-        await self._connection.start()
+        await self._nodes.start()
+        self._watching = tasks.spawn("epochs", self.watch.run())
 
     async def close(self) -> None:
-        """Give the connection up."""
-        await self._connection.close()
+        """Give the connections up."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        await self._nodes.close()
 
     async def lookup(self, digests: Sequence[str]) -> tuple[str, KeyRecord] | None:
         """Return the first of these digests under which a record is published, and the record.
 
-        Always one round trip, whatever is found. Raises StoreUnavailable.
+        Always one round trip, whatever is found. Raises StoreUnavailable, also when nothing is found in a Redis that
+        may have forgotten it.
         """
-        replies = [self._connection.send("GET", keyspace.key_record(digest)) for digest in digests]
+        names = [keyspace.key_record(digest) for digest in digests]
+        replies = [self._nodes.send(name, "GET", name) for name in names]
+        epoch = self._nodes.send(self._names[0], "GET", self._names[0])
         records = [await self._timed(reply) for reply in replies]
         try:
-            found = ((digest, decode_record(raw)) for digest, raw in zip(digests, records, strict=True) if raw)
-            return next(found, None)
+            is_emptied = await epoch is None
+        except CommandFailed:
+            raise StoreUnavailable("redis") from None
+        try:
+            found = next(
+                ((digest, decode_record(raw)) for digest, raw in zip(digests, records, strict=True) if raw), None
+            )
         except ValueError:
             raise StoreUnavailable("redis") from None  # not written by this program: nothing can be decided from it
+        # Records lie anywhere in a cluster: only where every server is complete is one that is not there unknown.
+        is_known = not is_emptied and self.watch.all_open and all(map(self.watch.trusts, names))
+        if found is None and not is_known:
+            raise StoreUnavailable("redis")
+        return found
 
     async def reserve(
-        self, partition: int, request_id: str, scope: scripts.Scope, amounts: Amounts, lease_ms: int
+        self,
+        partition: int,
+        request_id: str,
+        scope: scripts.Scope,
+        amounts: Amounts,
+        note: bytes,
+        *,
+        announce: bool = False,
     ) -> ReserveReply:
-        """Charge an estimate, or learn why not. Raises StoreUnavailable; repeating with the same id is safe."""
-        arguments = scripts.reserve_args(partition, request_id, [scope], amounts, lease_ms)
-        reply = scripts.decode_reserve(await self._timed(self._run("reserve", arguments)))
-        self._offset_ms = reply.now_ms - _monotonic_ms()
-        return reply
+        """Charge an estimate, or learn why not; repeating with the same id is safe.
 
-    def settle(self, arguments: scripts.Arguments) -> "asyncio.Future[Any]":
-        """Write a settlement to the socket before this returns, and return the future of its raw reply.
-
-        Raises StoreUnavailable when Redis is away; the future raises what `RedisConnection.send` says.
+        `announce`: Redis admitted it before, and may have forgotten. Raises StoreUnavailable, also where the counters
+        are not to be trusted.
         """
-        reply = self._connection.send(*self._scripts["settle"].command(arguments))
-        self._connection.flush()
+        if not announce and not self.watch.is_open(partition):
+            raise StoreUnavailable("redis")
+        arguments = scripts.reserve_args(
+            partition, request_id, [scope], amounts, self._lease_ms, note, announce=announce
+        )
+        reply = scripts.decode_reserve(await self._timed(self._run(partition, "reserve", arguments)))
+        self._offset_ms = reply.now_ms - _monotonic_ms()
+        if not announce and not self.watch.is_open(partition):  # the partition has moved to another server meanwhile
+            raise StoreUnavailable("redis", may_have_run=True)
         return reply
 
-    async def settle_again(self, arguments: scripts.Arguments) -> SettleReply:
+    def settle(self, partition: int, arguments: scripts.Arguments) -> tuple["asyncio.Future[Any]", bool]:
+        """Write a settlement to the socket before this returns; return the future of its raw reply.
+
+        And whether the socket took it, so that it reaches Redis even if this process dies now. Raises StoreUnavailable
+        when Redis is away; the future raises what `RedisConnection.send` says.
+        """
+        name = self._names[partition]
+        reply = self._nodes.send(name, *self._scripts["settle"].command(arguments))
+        return reply, self._nodes.flush(name)
+
+    async def settle_again(self, partition: int, arguments: scripts.Arguments) -> SettleReply:
         """Repeat a settlement whose reply did not come: a reservation resolves once. Raises StoreUnavailable."""
-        return scripts.decode_settle(await self._run("settle", arguments))
+        return scripts.decode_settle(await self._run(partition, "settle", arguments))
+
+    async def heartbeat(self, partition: int, beats: Sequence[scripts.Beat]) -> list[HeartbeatStatus]:
+        """Renew the leases of reservations, and tell what has passed so far. Raises StoreUnavailable."""
+        arguments = scripts.heartbeat_args(partition, self._lease_ms, beats)
+        return scripts.decode_heartbeat(await self._run(partition, "heartbeat", arguments))
 
     def count_refusal(self, partition: int, key_id: KeyId, status: int) -> None:
         """Count a refusal of a known key; lost when Redis is away, because then all are refused."""
         arguments = scripts.refusal_args(partition, key_id, status)
         with suppress(StoreUnavailable):
-            self._connection.send(*self._scripts["refusal"].command(arguments))
+            self._nodes.send(self._names[partition], *self._scripts["refusal"].command(arguments))
 
-    async def _run(self, name: str, arguments: scripts.Arguments) -> Any:
+    async def _run(self, partition: int, name: str, arguments: scripts.Arguments) -> Any:
         """Await a script's reply; where Redis has lost the script, send it along once. Raises StoreUnavailable."""
+        slot = self._names[partition]
         try:
             try:
-                return await self._connection.send(*self._scripts[name].command(arguments))
+                return await self._nodes.send(slot, *self._scripts[name].command(arguments))
             except CommandFailed as error:
                 if error.code != "NOSCRIPT":
                     raise
-            return await self._connection.send("EVAL", self._scripts[name].source, *arguments)
+            return await self._nodes.send(slot, "EVAL", self._scripts[name].source, *arguments)
         except CommandFailed:
             raise StoreUnavailable("redis") from None
 

@@ -2,11 +2,12 @@
 
 Source: platform.claude.com/docs. What a request declares bounds its output only where the provider does not work on its
 own: with server tools, an advisor, MCP servers or compaction it asks itself again and bills every turn's input and
-output. So a reservation can be too small; what is beyond it is charged when the answer is known.
+output. So a reservation can be too small; what is beyond it is charged when the answer is known. Without these, the
+declared maximum includes thinking.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ import orjson
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension
 from edgeproxy.errors import GatewayError
+from edgeproxy.providers import unbounded
 from edgeproxy.providers.anthropic_usage import StreamReader, read_answer
 from edgeproxy.providers.base import (
     MODELS,
@@ -29,7 +31,9 @@ from edgeproxy.providers.base import (
     RequestFacts,
     UsageReader,
 )
+from edgeproxy.providers.body import with_number_at_most
 from edgeproxy.providers.fields import (
+    count,
     count_member,
     estimate_input_tokens,
     flag_member,
@@ -40,6 +44,7 @@ from edgeproxy.providers.fields import (
 )
 from edgeproxy.providers.headers import answer_headers, pick, retry_headers, tightest
 from edgeproxy.providers.readers import ObjectReader
+from edgeproxy.providers.unbounded import Kinds, Members, examined, names
 from edgeproxy.providers.unmetered import IDS, Paths, Row
 
 _MEMBERS = ("model", "stream", "max_tokens", "fallbacks", "thread")
@@ -61,6 +66,47 @@ _HEADER_DIMENSIONS = {
     "input-tokens": Dimension.INPUT_TOKENS,
     "output-tokens": Dimension.OUTPUT_TOKENS,
 }
+_REQUEST = Members(
+    names(
+        "model messages system max_tokens stream stop_sequences temperature top_k top_p metadata tools tool_choice",
+        "thinking service_tier cache_control output_config output_format speed inference_geo context_management",
+    ),
+    {
+        "thread": unbounded.STORED,
+        "fallbacks": unbounded.OTHER_MODELS,
+        "mcp_servers": unbounded.TOOL,
+        "container": unbounded.TOOL,
+        "compaction": unbounded.COMPACTION,
+    },
+)
+_MESSAGE = Members(names("role content"))
+_TEXT = Members(names("type text cache_control"))
+_BLOCKS = Kinds(
+    {
+        "text": _TEXT,
+        "thinking": Members(names("type thinking signature")),
+        "redacted_thinking": Members(names("type data")),
+        "tool_use": Members(names("type id name input cache_control caller")),
+        "tool_result": Members(names("type tool_use_id content is_error cache_control")),
+    },
+    {
+        "image": unbounded.IMAGE,
+        "document": unbounded.DOCUMENT,
+        "compaction": unbounded.COMPACTION,
+        "server_tool_use": unbounded.TOOL,
+        "container_upload": unbounded.DOCUMENT,
+    },
+)
+_RESULTS = Kinds({"text": _TEXT}, {"image": unbounded.IMAGE, "document": unbounded.DOCUMENT})
+_TOOLS = Kinds(
+    {
+        "custom": Members(
+            names("type name description input_schema cache_control strict input_examples eager_input_streaming")
+        )
+    },
+    otherwise=unbounded.TOOL,
+    default="custom",
+)
 _PAGE, _LARGEST_PAGE = 20, 1000  # models, as the provider's own list has them
 
 
@@ -81,13 +127,50 @@ class Messages(Endpoint):
             features=(Feature.STORED_CONTEXT,) if value.get("thread") is not None else (),
             long_cache=_LONG_CACHE.search(incoming.body) is not None,
             other_models=_other_models(value),
+            # The budget of thinking has to stay below the maximum; a fallback has a maximum of its own.
+            least_output=None
+            if value.get("fallbacks") is not None
+            else count(value.get("thinking"), "budget_tokens") + 1,
+            unbounded=examined(incoming, _unbounded(value)),
         )
+
+    def with_output_max(self, body: bytes, facts: RequestFacts, tokens: int) -> bytes:
+        """Return the body with a lower maximum."""
+        return with_number_at_most(body, ("max_tokens",), tokens)
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
         """Return a reader for a stream or for a single message. Usage always comes unasked."""
         if content_type == "text/event-stream":
             return StreamReader(max_bytes, long_cache=facts.long_cache)
         return ObjectReader(max_bytes, partial(read_answer, long_cache=facts.long_cache), facts.output_max)
+
+
+def _unbounded(value: dict[str, object]) -> Iterator[str]:
+    """Yield what gives a message no bound, part by part."""
+    yield _REQUEST.first(value)
+    yield from _TOOLS.each(value.get("tools"))
+    edits = value.get("context_management")
+    if edits is not None and not _only_clears(edits):
+        yield unbounded.COMPACTION
+    yield from _RESULTS.each(value.get("system"))
+    for message in unbounded.rows(value["messages"]):
+        if message is None:
+            yield unbounded.PART
+            continue
+        yield _MESSAGE.first(message)
+        content = message.get("content")
+        yield from _BLOCKS.each(content)
+        for block in unbounded.rows(content):
+            if block is not None and block.get("type") == "tool_result":
+                yield from _RESULTS.each(block.get("content"))
+
+
+def _only_clears(management: object) -> bool:
+    """Whether all that is to be done to the context is to leave parts of it out."""
+    edits = management.get("edits") if isinstance(management, dict) and len(management) == 1 else None
+    return isinstance(edits, list) and all(
+        isinstance(edit, dict) and str(edit.get("type")).startswith("clear_") for edit in edits
+    )
 
 
 def _other_models(value: dict[str, object]) -> tuple[str, ...]:

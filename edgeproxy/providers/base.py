@@ -19,6 +19,8 @@ from edgeproxy.providers.body import replace_member
 
 Headers = list[tuple[str, str]]
 
+NOT_EXAMINED = "what was not examined"
+
 # Parameters of a query that are passed on, each with the values that it may have (None: any). All others are dropped.
 AllowedQuery = Mapping[str, frozenset[str] | None]
 
@@ -37,7 +39,8 @@ class Incoming:
     """A request as far as it has to be read.
 
     `body` is all of it (JSON), or what has come so far; `size` is the length of the whole in bytes as far as it is
-    known. `model` is the name that the path holds, or the form, where `model_span` says at which bytes.
+    known. `model` is the name that the path holds, or the form, where `model_span` says at which bytes. `strict` asks
+    what gives the request no upper bound, which takes a closer look.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Incoming:
     size: int
     model: str = ""
     model_span: tuple[int, int] | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,11 @@ class RequestFacts:
     `usage_requested` says that a stream brings its usage without being asked by us; `stream_options` is where a client
     asks for it. `is_free` says that the provider bills nothing for it. `features` are what hides its bill. `long_cache`
     says that it asks for a cache of an hour. `other_models` are those that it lets the provider use beside `model`.
+
+    `answers` is how many are asked for; `output_max` is for all of them together. `least_output` is the least that the
+    maximum can be lowered to (`Endpoint.with_output_max`), None where it cannot. `unbounded` is what lets the request
+    be billed for more input than it has bytes, or for more output than its maximum: "" for nothing, NOT_EXAMINED where
+    nobody asked (`Incoming.strict`).
     """
 
     model: str
@@ -68,6 +77,9 @@ class RequestFacts:
     long_cache: bool = False
     model_span: tuple[int, int] | None = None
     other_models: tuple[str, ...] = ()
+    answers: int = 1
+    least_output: int | None = None
+    unbounded: str = NOT_EXAMINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,9 @@ class UsageReader(Protocol):
     def end(self) -> bytes:
         """The answer is over: return what is still to be forwarded."""
 
+    def output_so_far(self) -> int:
+        """Return a lower bound of the output tokens that have passed; cheap, 0 where only the end tells."""
+
     def usage(self, input_estimate: int) -> Usage:
         """Return what the answer used so far; `estimated` unless the provider's final figures were read."""
 
@@ -124,6 +139,13 @@ class Endpoint:
             start, end = facts.model_span
             return body[:start] + model.encode() + body[end:]
         return replace_member(body, "model", orjson.dumps(model))
+
+    def with_output_max(self, body: bytes, facts: RequestFacts, tokens: int) -> bytes:
+        """Return the body with a maximum of `tokens` for all answers together, in place of a larger one or of none.
+
+        Every other byte stays. Only for a request whose facts have a `least_output`, which `tokens` is not below.
+        """
+        raise NotImplementedError
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
         """Return a reader for one successful answer that holds at most `max_bytes`.

@@ -6,6 +6,7 @@ its quantifiers are possessive (`*+`): they never go back. What is left to walk 
 body of nothing but brackets must not hold up a worker's other requests.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _FLAT = rb'[^"{}\[\]]*+(?:%b[^"{}\[\]]*+)*+' % _STRING  # all but brackets
 # The next bracket; lists and objects that hold no other are skipped as a whole, some at a time.
 _NEXT_BRACKET = re.compile(rb"%b(?:[\[{]%b[\]}]%b){0,20}+[{}\[\]]" % (_FLAT, _FLAT, _FLAT), re.DOTALL)
 _MAX_STEPS = 100_000  # brackets and members: far more than any conversation has, and less than a second
+_MAX_PARTS = 1_000_000  # commas and brackets: parsed in a tenth of a second
 # An ASCII letter written as an escape: legal, never needed, and able to hide the name of a member from a byte search.
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
@@ -76,6 +78,43 @@ def replace_member(body: bytes, name: str, value: bytes) -> bytes:
     first = body.index(b"{") + 1
     comma = b"," if _NAME.match(body, first) else b""
     return b'%b"%b":%b%b%b' % (body[:first], name.encode(), value, comma, body[first:])
+
+
+def with_number_at_most(body: bytes, names: Sequence[str], number: int) -> bytes:
+    """Return `body` with each of `names` that says more than `number` lowered to it; with the first if there is none.
+
+    0 and null say more than any number: some servers take a maximum of 0 for none.
+    """
+    told = []
+    for member in top_level_members(body):
+        if member.name in names:
+            value = orjson.loads(body[member.start : member.end])
+            if value is not None:
+                told.append((member, float(value)))
+    if not told:
+        return replace_member(body, names[0], b"%d" % number)
+    for member, value in reversed(told):
+        if not 0 < value <= number:
+            body = b"%b%d%b" % (body[: member.start], number, body[member.end :])
+    return body
+
+
+def refuse_repeated_members(body: bytes) -> None:
+    """Raise GatewayError when an object anywhere in `body` has a member twice: parsers differ in which of them counts.
+
+    For what has to be known exactly. It parses the body anew, so one with very many parts is refused before.
+    """
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > _MAX_PARTS:
+        raise TooIntricateError
+    try:
+        json.loads(body, object_pairs_hook=_single)
+    except RecursionError:
+        raise TooIntricateError from None
+
+
+def _single(pairs: list[tuple[str, object]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        raise GatewayError(INVALID_FIELD, "A field stands twice in an object of the request. Send it once.")
 
 
 def _value_end(body: bytes, start: int, steps: int) -> tuple[int, int]:

@@ -65,6 +65,10 @@ class DecodingReader:
         self._inner.end()
         return b""
 
+    def output_so_far(self) -> int:
+        """Return what the other reader says."""
+        return self._inner.output_so_far()
+
     def usage(self, input_estimate: int) -> Usage:
         """Return what the other reader read; not complete, and at least by size, when something did not decode."""
         usage = self._inner.usage(input_estimate)

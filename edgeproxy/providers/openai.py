@@ -11,7 +11,14 @@ import orjson
 
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Dimension
-from edgeproxy.errors import BUDGET_EXHAUSTED, INVALID_KEY, REQUEST_EXCEEDS_LIMIT, GatewayError, Source
+from edgeproxy.errors import (
+    BALANCE_EXHAUSTED,
+    BUDGET_EXHAUSTED,
+    INVALID_KEY,
+    REQUEST_EXCEEDS_LIMIT,
+    GatewayError,
+    Source,
+)
 from edgeproxy.providers.base import MODELS, AllowedQuery, Call, Endpoint, Headers, LimitLevel, ListedModel
 from edgeproxy.providers.headers import answer_headers, pick, retry_headers, tightest
 from edgeproxy.providers.openai_chat import ChatCompletions, Completions
@@ -22,7 +29,7 @@ from edgeproxy.providers.unmetered import IDS, Paths, Row
 
 _CLIENT_HEADERS = frozenset({"accept", "openai-beta"})
 _ANSWER_HEADERS = frozenset({"openai-processing-ms", "openai-version", "x-should-retry"})
-_BUDGET_KINDS = (BUDGET_EXHAUSTED, REQUEST_EXCEEDS_LIMIT)
+_BUDGET_KINDS = (BALANCE_EXHAUSTED, BUDGET_EXHAUSTED, REQUEST_EXCEEDS_LIMIT)
 _TOKEN_DIMENSIONS = (Dimension.TOKENS, Dimension.INPUT_TOKENS, Dimension.OUTPUT_TOKENS)
 
 # Of what is kept at the provider, a part is asked for; the official clients write a list's name with brackets.

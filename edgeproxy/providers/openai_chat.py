@@ -4,21 +4,28 @@ Sources: platform.openai.com/docs/api-reference/chat and recorded traffic. Three
 it: where usage stands in a stream (a chunk of its own, the last one with a choice, every one), whether
 `completion_tokens` includes reasoning (xAI's does not), and whether cached tokens are a part of the prompt (they can
 exceed it).
+
+What is declared as the maximum holds for each choice, and includes reasoning, sound and rejected predictions, as OpenAI
+and DeepSeek say. Where both of its names stand, the larger is taken: which of them counts, only the server knows. And
+0 is taken for no maximum, because some servers do so.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
+from itertools import chain
 
 import orjson
 
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.usage import Usage, is_model_name
 from edgeproxy.errors import INVALID_FIELD, GatewayError
-from edgeproxy.providers import sse
+from edgeproxy.providers import sse, unbounded
 from edgeproxy.providers.base import Endpoint, Incoming, RequestFacts, UsageReader
-from edgeproxy.providers.body import replace_member
+from edgeproxy.providers.body import replace_member, with_number_at_most
 from edgeproxy.providers.fields import (
+    MAX_COUNT,
     count,
     count_member,
     estimate_input_tokens,
@@ -31,6 +38,7 @@ from edgeproxy.providers.fields import (
     text_member,
 )
 from edgeproxy.providers.readers import EventReader, ObjectReader
+from edgeproxy.providers.unbounded import Kinds, Members, examined, names
 
 _MEMBERS = ("model", "models", "stream", "stream_options", "max_tokens", "n", "deferred")
 _TEXT = b'"content":"'
@@ -38,9 +46,67 @@ _NANOS_PER_USD = 10**9
 _MAX_USD = 1_000_000  # what claims to cost more is no price of one answer
 _TICKS_PER_NANO = 10  # xAI reports its charge in 1e-10 USD
 
+_SAMPLING = (
+    "model stream stream_options max_tokens n temperature top_p top_k min_p stop seed user logit_bias logprobs"
+    " frequency_penalty presence_penalty repetition_penalty service_tier metadata store safety_identifier"
+    " prompt_cache_key prompt_cache_options prompt_cache_retention"
+)
+_ELSEWHERE = {
+    "deferred": unbounded.BACKGROUND,
+    "models": unbounded.OTHER_MODELS,  # OpenRouter
+    "plugins": unbounded.TOOL,  # OpenRouter
+    "web_search_options": unbounded.TOOL,
+    "search_parameters": unbounded.TOOL,  # xAI
+    "prediction": unbounded.PREDICTION,
+    "audio": unbounded.SOUND,
+}
+_CHAT = Members(
+    names(
+        _SAMPLING,
+        "messages max_completion_tokens top_logprobs response_format tools tool_choice parallel_tool_calls functions",
+        "function_call reasoning_effort reasoning thinking verbosity modalities provider transforms",
+    ),
+    _ELSEWHERE,
+)
+_COMPLETION = Members(names(_SAMPLING, "prompt suffix echo best_of"), _ELSEWHERE)
+_MESSAGE = Members(
+    names(
+        "role content name tool_calls tool_call_id function_call refusal reasoning reasoning_content",
+        "reasoning_details annotations prefix cache_control",
+    ),
+    {"audio": unbounded.STORED},  # an earlier answer's, by its id
+)
+_PARTS = Kinds(
+    {
+        "text": Members(names("type text cache_control")),
+        "refusal": Members(names("type refusal")),
+        "thinking": Members(names("type thinking closed signature")),
+    },
+    {
+        "image_url": unbounded.IMAGE,
+        "image": unbounded.IMAGE,
+        "input_audio": unbounded.SOUND,
+        "video_url": unbounded.VIDEO,
+        "file": unbounded.DOCUMENT,
+    },
+)
+_TOOLS = Kinds(
+    {
+        "function": Members(names("type function strict cache_control")),
+        "custom": Members(names("type custom")),
+    },
+    otherwise=unbounded.TOOL,
+)
+
 
 class _Chat(Endpoint):
-    """What both operations share: where usage is asked for, and how answers are read."""
+    """What both operations share: where usage is asked for, and how answers are read.
+
+    `maximums` are the names of the declared maximum. The first is the one to put in where none is: OpenAI takes it for
+    every model, while its reasoning models refuse the older one.
+    """
+
+    maximums: tuple[str, ...] = ("max_tokens",)
 
     def outgoing_body(self, body: bytes, facts: RequestFacts, model: str, *, ask_for_usage: bool) -> bytes:
         """Return the body with another name of the model, and with the question for usage, where either is wanted."""
@@ -49,6 +115,10 @@ class _Chat(Endpoint):
             options = {**(facts.stream_options or {}), "include_usage": True}
             body = replace_member(body, "stream_options", orjson.dumps(options))
         return body
+
+    def with_output_max(self, body: bytes, facts: RequestFacts, tokens: int) -> bytes:
+        """Return the body with a lower maximum under the names that it has."""
+        return with_number_at_most(body, self.maximums, tokens // facts.answers)
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
         """Return a reader for a stream or for a single object."""
@@ -61,15 +131,18 @@ class ChatCompletions(_Chat):
     """`POST /v1/chat/completions`."""
 
     name = "chat completions"
+    maximums = ("max_completion_tokens", "max_tokens")
 
     def read_request(self, incoming: Incoming) -> RequestFacts:
         """Return the facts of a request."""
         value = read_object(incoming.body, (*_MEMBERS, "max_completion_tokens"))
         list_member(value, "messages")
-        declared = count_member(value, "max_completion_tokens")
-        if declared is None:
-            declared = count_member(value, "max_tokens")
-        return _facts(value, incoming, declared, count_member(value, "n") or 1)
+        told = [most for name in self.maximums if (most := count_member(value, name)) is not None]
+        declared = 0 if 0 in told else max(told, default=0)
+        reasoning = value.get("reasoning")  # OpenRouter's: a part of the maximum, and less than it
+        least = (count(reasoning, "max_tokens") + 1) if isinstance(reasoning, dict) else 1
+        answers = count_member(value, "n") or 1
+        return _facts(value, incoming, declared, answers, least, examined(incoming, _unbounded(value)))
 
 
 class Completions(_Chat):
@@ -84,11 +157,27 @@ class Completions(_Chat):
         # A list of numbers is one prompt, in tokens.
         several = isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt)
         prompts = len(prompt) if isinstance(prompt, list) and several else 1
-        answers = max(count_member(value, "n") or 1, count_member(value, "best_of") or 1)
-        return _facts(value, incoming, count_member(value, "max_tokens"), prompts * answers)
+        answers = prompts * max(count_member(value, "n") or 1, count_member(value, "best_of") or 1)
+        found = chain((_COMPLETION.first(value),), unbounded.texts(prompt))
+        return _facts(value, incoming, count_member(value, "max_tokens") or 0, answers, 1, examined(incoming, found))
 
 
-def _facts(value: dict[str, object], incoming: Incoming, declared: int | None, answers: int) -> RequestFacts:
+def _unbounded(value: dict[str, object]) -> Iterator[str]:
+    """Yield what gives a chat no bound, part by part."""
+    yield _CHAT.first(value)
+    yield unbounded.only(value.get("modalities"), "text", unbounded.SOUND)
+    yield from _TOOLS.each(value.get("tools"))
+    for message in unbounded.rows(value["messages"]):
+        if message is None:
+            yield unbounded.PART
+        else:
+            yield _MESSAGE.first(message)
+            yield from _PARTS.each(message.get("content"))
+
+
+def _facts(
+    value: dict[str, object], incoming: Incoming, declared: int, answers: int, least: int, found: str
+) -> RequestFacts:
     options = value.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise GatewayError(INVALID_FIELD, "The field 'stream_options' must be an object.")
@@ -96,12 +185,15 @@ def _facts(value: dict[str, object], incoming: Incoming, declared: int | None, a
         model=text_member(value, "model"),
         stream=flag_member(value, "stream"),
         input_estimate=estimate_input_tokens(incoming.body),
-        output_max=None if declared is None else declared * answers,
+        output_max=min(declared * answers, MAX_COUNT) or None,
         usage_requested=options is not None and options.get("include_usage") is True,
         stream_options=options,
         # xAI answers such a request at once, and is asked for its outcome afterwards.
         features=(Feature.BACKGROUND,) if flag_member(value, "deferred") else (),
         other_models=names_in(value.get("models")),  # OpenRouter tries them in turn
+        answers=answers,
+        least_output=least * answers,
+        unbounded=found,
     )
 
 

@@ -9,8 +9,10 @@ import math
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 from edgeproxy.domain.usage import Usage, is_model_name
+from edgeproxy.providers import unbounded
 from edgeproxy.providers.base import Body, Endpoint, Incoming, RequestFacts, UsageReader
 from edgeproxy.providers.fields import (
     count_member,
@@ -23,6 +25,7 @@ from edgeproxy.providers.fields import (
 from edgeproxy.providers.openai_chat import read_cost
 from edgeproxy.providers.openai_responses import added, read_usage
 from edgeproxy.providers.readers import EventReader, ObjectReader, ReadUsage, load
+from edgeproxy.providers.unbounded import Members, examined, names
 
 _EVENTS = "text/event-stream"
 _TOKENS_PER_IMAGE = 6240  # OpenAI's dearest row for its first model of images: high quality, 1024 by 1536
@@ -38,6 +41,8 @@ _RAW_SOUND = frozenset({"audio/wav", "audio/x-wav", "audio/wave", "audio/pcm", "
 _TOKENS_PER_LETTER = 6  # 1.4 at the usual pace of 15 letters a second; speech can be slowed down to a quarter
 _DEFAULT_MODERATION = "omni-moderation-latest"
 _TAIL_BYTES = 4096
+# Not what lets a server put words of its own before each text.
+_EMBEDDINGS = Members(names("model input encoding_format dimensions user truncate"))
 _LAST_USAGE = re.compile(rb'.*"usage"\s*:\s*(\{(?:[^{}]++|\{[^{}]*+\})*+\})', re.DOTALL)
 
 
@@ -54,6 +59,7 @@ class Embeddings(Endpoint):
             stream=False,
             input_estimate=estimate_input_tokens(incoming.body),
             output_max=0,
+            unbounded=examined(incoming, chain((_EMBEDDINGS.first(value),), unbounded.texts(value.get("input")))),
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -79,6 +85,7 @@ class Images(Endpoint):
             stream=flag_member(value, "stream"),
             input_estimate=estimate_input_tokens(incoming.body),
             output_max=images * _TOKENS_PER_IMAGE * (frames if value.get("output_format") == "gif" else 1),
+            unbounded=unbounded.IMAGE,
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -105,6 +112,7 @@ class Speech(Endpoint):
             stream=value.get("stream_format") == "sse",
             input_estimate=estimate_input_tokens(spoken.encode()),
             output_max=len(text) * _TOKENS_PER_LETTER,
+            unbounded=unbounded.SOUND,
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -129,6 +137,7 @@ class Transcriptions(Endpoint):
             input_estimate=incoming.size // _SENT_BYTES_PER_TOKEN + 1,
             output_max=None,
             model_span=incoming.model_span,
+            unbounded=unbounded.SOUND,
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
@@ -193,9 +202,13 @@ class SoundReader:
         """Return nothing: nothing was held back."""
         return b""
 
+    def output_so_far(self) -> int:
+        """Return an estimate from what passed."""
+        return self._size // self._bytes_per_token
+
     def usage(self, input_estimate: int) -> Usage:
         """Return an estimate from what passed."""
-        return Usage(input_uncached=input_estimate, output=self._size // self._bytes_per_token, estimated=True)
+        return Usage(input_uncached=input_estimate, output=self.output_so_far(), estimated=True)
 
 
 class MediaStreamReader(EventReader):
@@ -235,10 +248,10 @@ class SpeechStreamReader(MediaStreamReader):
     output = re.compile(rb'"type"\s*:\s*"speech\.audio\.delta"')
     framing = 60
 
-    def usage(self, input_estimate: int) -> Usage:
-        """Return the provider's figures, or a lower bound from what passed."""
+    def output_so_far(self) -> int:
+        """Return what is known, or a lower bound from the sound that passed."""
         sound = max(0, self._delta_bytes - self._deltas * self.framing) * 3 // 4
-        return _bounded(super().usage(input_estimate), self.known, sound // _SPOKEN_BYTES_PER_TOKEN_RAW)
+        return max(0 if self.known is None else self.known.output, sound // _SPOKEN_BYTES_PER_TOKEN_RAW)
 
 
 class ImageStreamReader(MediaStreamReader):
@@ -260,14 +273,9 @@ class ImageStreamReader(MediaStreamReader):
         self.known = usage if self.known is None else added(self.known, usage)
         self.is_final = self.is_finished = self._completed >= self._images
 
-    def usage(self, input_estimate: int) -> Usage:
-        """Return the provider's figures, or a lower bound from what passed."""
-        return _bounded(super().usage(input_estimate), self.known, self._deltas * _TOKENS_PER_PARTIAL_IMAGE)
-
-
-def _bounded(usage: Usage, known: Usage | None, passed: int) -> Usage:
-    """Return usage that is not final with the output that passed, or is known, in place of an estimate by length."""
-    return usage if usage is known else replace(usage, output=max(passed, known.output if known is not None else 0))
+    def output_so_far(self) -> int:
+        """Return what is known, or a lower bound from the pictures that passed."""
+        return max(0 if self.known is None else self.known.output, self._deltas * _TOKENS_PER_PARTIAL_IMAGE)
 
 
 def read_embeddings(answer: dict[str, object]) -> Usage | None:

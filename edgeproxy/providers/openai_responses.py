@@ -5,16 +5,22 @@ things to know. Usage comes once, in the event that ends a stream, which repeats
 has become, completed or not, that is what is billed. Output includes reasoning, xAI's too, unlike in its chat. And
 beside the usage stands what tools of the provider's own have cost: a search is billed by the call, a generated image in
 tokens of another model.
+
+The declared maximum includes reasoning. It holds for one turn of the model, and with tools of the provider's own there
+are several.
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.usage import Usage, is_model_name
+from edgeproxy.providers import unbounded
 from edgeproxy.providers.base import Endpoint, Incoming, RequestFacts, UsageReader
+from edgeproxy.providers.body import with_number_at_most
 from edgeproxy.providers.fields import (
     MAX_COUNT,
     count,
@@ -30,6 +36,7 @@ from edgeproxy.providers.fields import (
 )
 from edgeproxy.providers.openai_chat import read_cost
 from edgeproxy.providers.readers import EventReader, ObjectReader
+from edgeproxy.providers.unbounded import Kinds, Members, examined, names
 
 _STORED = ("previous_response_id", "conversation", "prompt")
 _MEMBERS = ("model", "stream", "max_output_tokens", "background", "input", "prompt_cache_options", *_STORED)
@@ -42,6 +49,58 @@ _TOOLS = {
     "image_generation_call": "image_generation",
 }
 _XAI_TOOLS = (*_TOOLS.values(), "x_search", "document_search")
+_LEAST_OUTPUT = 16  # OpenAI takes no maximum below it
+_REQUEST = Members(
+    names(
+        "model input instructions stream stream_options max_output_tokens tools tool_choice parallel_tool_calls",
+        "temperature top_p top_logprobs truncation store metadata user safety_identifier prompt_cache_key",
+        "prompt_cache_retention prompt_cache_options reasoning text include service_tier max_tool_calls",
+        "client_metadata",
+    ),
+    {
+        **dict.fromkeys(_STORED, unbounded.STORED),
+        "background": unbounded.BACKGROUND,
+        "models": unbounded.OTHER_MODELS,
+        "context_management": unbounded.COMPACTION,
+    },
+)
+_ITEMS = Kinds(
+    {
+        "message": Members(names("type role content id status phase name"), needs="content"),
+        "function_call": Members(names("type id call_id name namespace arguments status"), needs="arguments"),
+        "function_call_output": Members(names("type id call_id output status"), needs="output"),
+        "custom_tool_call": Members(names("type id call_id name namespace input status"), needs="input"),
+        "custom_tool_call_output": Members(names("type id call_id output status"), needs="output"),
+        # Without it, the reasoning is looked up by its id.
+        "reasoning": Members(names("type id summary content encrypted_content status"), needs="encrypted_content"),
+    },
+    {
+        "item_reference": unbounded.STORED,
+        "compaction": unbounded.COMPACTION,
+        **dict.fromkeys(_TOOLS, unbounded.TOOL),
+    },
+    default="message",
+)
+_CONTENT = Kinds(
+    {
+        "text": Members(names("type text")),
+        "input_text": Members(names("type text")),
+        "output_text": Members(names("type text annotations logprobs")),
+        "refusal": Members(names("type refusal")),
+    },
+    {
+        "input_image": unbounded.IMAGE,
+        "input_audio": unbounded.SOUND,
+        "input_file": unbounded.DOCUMENT,
+    },
+)
+_OFFERED = Kinds(
+    {
+        "function": Members(names("type name description parameters strict")),
+        "custom": Members(names("type name description format")),
+    },
+    otherwise=unbounded.TOOL,
+)
 # What has to be parsed: the end, an error, and (for a stream that breaks off) each finished call of a tool.
 _MATTERS = re.compile(
     rb'"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)'
@@ -64,11 +123,17 @@ class Responses(Endpoint):
             model=text_member(value, "model"),
             stream=flag_member(value, "stream"),
             input_estimate=estimate_input_tokens(incoming.body),
-            output_max=count_member(value, "max_output_tokens"),
+            output_max=count_member(value, "max_output_tokens") or None,
             features=(*features, Feature.STORED_CONTEXT) if is_stored else tuple(features),
             long_cache=isinstance(options, dict) and options.get("ttl") == "12h",
             other_models=(*names_in(value.get("models")), *names_in(value.get("tools"), "model")),
+            least_output=_LEAST_OUTPUT,
+            unbounded=examined(incoming, _unbounded(value)),
         )
+
+    def with_output_max(self, body: bytes, facts: RequestFacts, tokens: int) -> bytes:
+        """Return the body with a lower maximum."""
+        return with_number_at_most(body, ("max_output_tokens",), tokens)
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:
         """Return a reader for a stream or for a single response. Usage always comes unasked."""
@@ -78,9 +143,13 @@ class Responses(Endpoint):
 
 
 class Compact(Responses):
-    """`POST /v1/responses/compact`: billed like a response, and always a single object."""
+    """`POST /v1/responses/compact`: billed like a response, a single object, as long as the provider likes."""
 
     name = "compact"
+
+    def read_request(self, incoming: Incoming) -> RequestFacts:
+        """Return the facts of a request."""
+        return replace(super().read_request(incoming), least_output=None, unbounded=unbounded.COMPACTION)
 
 
 class InputTokens(Responses):
@@ -90,7 +159,19 @@ class InputTokens(Responses):
 
     def read_request(self, incoming: Incoming) -> RequestFacts:
         """Return the facts of a request."""
-        return replace(super().read_request(incoming), input_estimate=0, output_max=0, is_free=True)
+        facts = super().read_request(incoming)
+        return replace(facts, input_estimate=0, output_max=0, least_output=None, is_free=True)
+
+
+def _unbounded(value: dict[str, object]) -> Iterator[str]:
+    """Yield what gives a response no bound, part by part."""
+    yield _REQUEST.first(value)
+    yield from _OFFERED.each(value.get("tools"))
+    for item in unbounded.rows(value.get("input")):
+        if item is not None:
+            yield _ITEMS.first(item)
+            yield from _CONTENT.each(item.get("content"))
+            yield from _CONTENT.each(item.get("output"))
 
 
 def _refers(items: object) -> bool:

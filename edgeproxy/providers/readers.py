@@ -47,6 +47,10 @@ class ObjectReader:
         """Return nothing: nothing was held back."""
         return b""
 
+    def output_so_far(self) -> int:
+        """Return 0: nothing is read before the end, and what an object holds beside text is not told by its size."""
+        return 0
+
     def usage(self, input_estimate: int) -> Usage:
         """Return the provider's figures, or an estimate from the size of the answer."""
         value = load(self._held)
@@ -71,6 +75,10 @@ class OpaqueReader:
     def end(self) -> bytes:
         """Return nothing: nothing was held back."""
         return b""
+
+    def output_so_far(self) -> int:
+        """Return 0: no output is charged."""
+        return 0
 
     def usage(self, input_estimate: int) -> Usage:
         """Return the estimate."""
@@ -115,8 +123,12 @@ class EventReader:
         if self.known is not None and self.is_final and not self.failed and not self._splitter.overflowed:
             return self.known
         known = self.known or Usage(input_uncached=input_estimate)
-        output = max(known.output, estimate_output_tokens(self._deltas, self._delta_bytes, self.framing))
-        return replace(known, output=output, parts=(), estimated=True)
+        return replace(known, output=self.output_so_far(), parts=(), estimated=True)
+
+    def output_so_far(self) -> int:
+        """Return what is known, or a lower bound from what passed if that is more."""
+        known = 0 if self.known is None else self.known.output
+        return max(known, estimate_output_tokens(self._deltas, self._delta_bytes, self.framing))
 
     def note(self, event: bytes) -> None:
         """Take note of one event."""

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from edgeproxy.domain.features import Feature
+from edgeproxy.providers import unbounded
 from edgeproxy.providers.base import Body, Call, Endpoint, Incoming, RequestFacts, UsageReader
 from edgeproxy.providers.readers import OpaqueReader
 
@@ -34,6 +35,7 @@ class Unmetered(Endpoint):
             output_max=0,
             is_free=incoming.method != "POST" or not self._creates,
             features=(self._feature,),
+            unbounded=unbounded.UNREAD,
         )
 
     def reader(self, facts: RequestFacts, content_type: str, *, ask_for_usage: bool, max_bytes: int) -> UsageReader:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
 from edgeproxy import config
 from edgeproxy.app import console_role, gateway_role, jobs_role, open_control, peppers
@@ -207,6 +208,19 @@ async def test_a_gateway_that_is_to_stop_is_not_called_back_by_new_settings(
         await gateway.reload(settings)
         async with session.get(f"{api_url}/readyz") as answer:
             assert (answer.status, await answer.text()) == (503, "draining\n")
+
+
+async def test_jobs_refuse_a_redis_that_forgets(
+    redis_url: str, redis: Redis, migrated_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(redis_url, migrated_url, tmp_path, "http://127.0.0.1:1")
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(OperatorError, match="set maxmemory-policy noeviction"):
+            async with jobs_role(settings, Metrics()):
+                pytest.fail("they run")
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
 
 
 async def test_jobs_go_on_by_new_settings(redis_url: str, migrated_url: str, tmp_path: Path) -> None:

@@ -17,10 +17,8 @@ from edgeproxy.config import (
     allowed_features,
     environment_names,
     from_tables,
-    is_loopback,
     load,
     provider_secret,
-    split_address,
 )
 from edgeproxy.domain.features import Feature
 from edgeproxy.errors import OperatorError
@@ -257,6 +255,7 @@ def test_a_value_of_another_type_is_refused_by_name(tables, line):
         ({"stores": {"redis": ""}}, ["stores.redis must be"]),
         ({"stores": {"redis": f"redis://:{SECRET}@host:port"}}, ["stores.redis is not a usable address"]),
         ({"stores": {"redis": "redis://[::1"}}, ["stores.redis is not a usable address"]),
+        ({"stores": {"redis": f"redis+cluster://:{SECRET}@a:1,"}}, ["stores.redis names nodes of a cluster otherwise"]),
         ({"stores": {"postgres": f"mysql://u:{SECRET}@h"}}, ["stores.postgres must be embedded or postgresql://"]),
         (with_provider(dialect="opanai"), ["provider 'mock'", "dialect = 'opanai'", "did you mean openai?"]),
         (with_provider(on_hang_up="ignore"), ["provider 'mock'", "on_hang_up = 'ignore'", "drain, close"]),
@@ -357,66 +356,6 @@ def test_plain_http_on_this_machine_is_fine(host):
     assert from_tables(with_provider(base_url=f"http://{host}:80/v1")).provider[0].base_url.endswith("/v1")
 
 
-# --- addresses of ours
-
-
-@pytest.mark.parametrize(
-    ("address", "parts"),
-    [
-        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
-        ("localhost:0", ("localhost", 0)),
-        ("[::1]:65535", ("::1", 65535)),
-        ("0.0.0.0:1", ("0.0.0.0", 1)),
-    ],
-)
-def test_an_address_has_a_host_and_a_port(address, parts):
-    assert split_address(address) == parts
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        *(
-            "",
-            ":",
-            "8080",
-            ":8080",
-            "[]:8080",
-            "localhost",
-            "localhost:",
-            "localhost:x",
-            "localhost:-1",
-            "localhost:+1",
-        ),
-        *(
-            "localhost:65536",
-            "localhost:1_0",
-            "localhost: 1",
-            "localhost:1 ",
-            "localhost:\u0661",
-            "localhost:" + "9" * 5000,
-        ),
-    ],
-)
-def test_what_is_no_address_is_refused_by_name(address):
-    line = refusal(split_address, address, "listen.api")
-    assert line.startswith("listen.api = ")
-    assert "HOST:PORT" in line
-
-
-@given(st.text(max_size=30))
-def test_any_text_is_an_address_or_is_refused(text):
-    try:
-        host, port = split_address(text)
-    except OperatorError as error:
-        line = str(error)
-    else:
-        line = ""
-        assert host
-        assert 0 <= port <= 65535
-    assert "\n" not in line
-
-
 @pytest.mark.parametrize("name", ["api", "web"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "example.com", "[::]", "localhost.example.com"])
 def test_clients_are_served_on_this_machine_only(name, host):
@@ -487,11 +426,6 @@ def test_metrics_may_be_read_from_elsewhere():
 @pytest.mark.parametrize("name", ["api", "web", "metrics"])
 def test_every_listener_needs_an_address(name):
     assert refusal(from_tables, {"listen": {name: "8080"}}).startswith(f"listen.{name} = '8080' is not HOST:PORT")
-
-
-@pytest.mark.parametrize("host", ["", "127.0.0.1:80", "::ffff:10.0.0.1", "1", "2130706433", "0x7f.1", "lo"])
-def test_what_is_no_plain_loopback_address_is_none(host):
-    assert not is_loopback(host)
 
 
 # --- the environment

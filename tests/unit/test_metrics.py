@@ -23,8 +23,15 @@ LABELS = {
     "upstream_errors": ("provider", "error"),
     "redis_seconds": (),
     "settlements_lost": (),
+    "observed_refusals": ("reason",),
+    "journaled_settlements": (),
+    "late_settlements": ("reason",),
     "flushed_events": ("outcome",),
     "flush_lag_seconds": (),
+    "reaped_reservations": ("outcome",),
+    "corrections": ("outcome",),
+    "partitions_closed": (),
+    "drift_keys": (),
     "job_failures": ("task",),
 }
 

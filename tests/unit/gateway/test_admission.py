@@ -2,27 +2,21 @@
 
 import asyncio
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 
-from edgeproxy.config import Model
-from edgeproxy.domain.limits import Amounts, parse_limit
-from edgeproxy.domain.reservations import ReserveReply, ReserveStatus, WindowLevel
-from edgeproxy.gateway.admission import LONGEST_WAIT_MS, RequestIds, Wish, estimate, with_smaller_guess
-from edgeproxy.providers.base import RequestFacts
-from tests.support.gateway import Gateway, chat, message
+from edgeproxy.domain.keys import KeyRecord, KeyStatus, Mode, OnLimit, Reserve, partition_of, provider_holder
+from edgeproxy.domain.limits import parse_limit, parse_limits
+from edgeproxy.gateway.admission import LONGEST_WAIT_MS, RequestIds
+from edgeproxy.hotstate.calling import Caller
+from edgeproxy.hotstate.ledger import HotLedger
+from edgeproxy.hotstate.publishing import Publishing
+from tests.support.gateway import PARTITIONS, Gateway, StartGateway, chat, message
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
-
-
-@pytest.mark.parametrize(
-    ("declared", "model_maximum", "setting", "reserved"),
-    [(None, 0, 4096, 4096), (100, 0, 4096, 100), (64_000, 0, 4096, 4096), (64_000, 500, 4096, 500), (0, 0, 4096, 0)],
-)
-def test_what_is_reserved_of_the_output(declared: int | None, model_maximum: int, setting: int, reserved: int) -> None:
-    facts = RequestFacts("m", stream=False, input_estimate=10, output_max=declared)
-    assert estimate(facts, Model(max_output_tokens=model_maximum), setting) == Amounts(1, 10, reserved)
 
 
 def test_ids_of_one_moment_differ() -> None:
@@ -152,21 +146,104 @@ async def test_requests_at_once_do_not_share_what_is_left_of_a_small_limit(gatew
         assert answer.status == 200
 
 
-def test_a_guess_is_made_smaller_only_where_that_helps() -> None:
-    limits = (parse_limit("requests=1/1m"), parse_limit("tokens=100/1m"), parse_limit("output_tokens=70/1m"))
-    guess = Wish("r", "m", Amounts(1, 40, 4096), 1000, guesses_output=True)
+async def ask(gateway: Gateway, secret: str, body: dict[str, Any], path: str = CHAT) -> tuple[int, Any]:
+    async with gateway.post(path, secret, body) as answer:
+        return answer.status, json.loads(await answer.read())
 
-    def shrunk(wish: Wish, *remaining: int) -> Wish | None:
-        windows = tuple(WindowLevel(each, 0) for each in remaining)
-        return with_smaller_guess(wish, ReserveReply(ReserveStatus.REFUSED, 0, 1, 5, windows), limits)
 
-    def output_of(wish: Wish | None) -> int | None:
-        return None if wish is None else wish.amounts.output_tokens
+async def test_a_key_that_observes_is_never_refused_and_everything_is_counted(gateway: Gateway) -> None:
+    secret = await gateway.issue("requests=2/1h", mode=Mode.OBSERVE, concurrency=1)
+    statuses = [(await ask(gateway, secret, chat()))[0] for _ in range(5)]
+    assert statuses == [200] * 5
+    usage = await gateway.usage(secret)
+    assert (usage.totals.requests, usage.windows[0].used, usage.windows[0].remaining) == (5, 5, 0)
+    seen = gateway.metrics.registry.get_sample_value("edgeproxy_observed_refusals_total", {"reason": "window"})
+    assert seen == 3
 
-    assert output_of(shrunk(guess, 1, 100, 70)) == 60
-    assert output_of(shrunk(guess, 1, 100, 7)) == 7
-    assert output_of(shrunk(guess, 1, 40, 70)) is None  # not even the input fits beside one token
-    assert output_of(shrunk(guess, 0, 9999, 9999)) is None  # another limit refuses
-    assert output_of(shrunk(dataclasses.replace(guess, guesses_output=False), 1, 100, 70)) is None
-    admitted = ReserveReply(ReserveStatus.ADMITTED, 0, 0, 0, (WindowLevel(1, 0),) * 3)
-    assert with_smaller_guess(guess, admitted, limits) is None
+
+async def test_a_strict_key_is_never_over_its_limit_not_by_one(gateway: Gateway) -> None:
+    secret = await gateway.issue("tokens=6000/1h", reserve=Reserve.STRICT)
+    body = chat("gpt-mock:chunks-40", max_tokens=40)
+    answers = [await ask(gateway, secret, body) for _ in range(200)]
+    assert {status for status, _ in answers} == {200, 429}
+    usage = await gateway.usage(secret)
+    assert usage.windows[0].used == usage.totals.input_tokens + usage.totals.output_tokens <= 6000
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        (chat(), "max"),  # neither the request nor the configuration has a maximum
+        (
+            chat(
+                max_tokens=9,
+                messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/a"}}]}],
+            ),
+            "",
+        ),
+    ],
+)
+async def test_a_strict_key_gets_400_for_what_has_no_bound(gateway: Gateway, body: dict[str, Any], part: str) -> None:
+    secret = await gateway.issue("tokens=60000/1h", reserve=Reserve.STRICT)
+    status, answer = await ask(gateway, secret, body)
+    assert status == 400
+    assert part in answer["error"]["message"]
+    assert gateway.mock.counts.total.requests == 0
+    assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_key_that_shrinks_asks_for_an_answer_as_long_as_is_left(gateway: Gateway) -> None:
+    secret = await gateway.issue("tokens=1000/1h", on_limit=OnLimit.SHRINK)
+    body = chat("gpt-mock:chunks-5", max_tokens=4000)
+    assert (await ask(gateway, secret, body))[0] == 200
+    sent = gateway.mock.counts.last.body_bytes
+    assert sent < len(json.dumps(body).encode())  # a smaller number in it
+    refusing = await gateway.issue("tokens=1000/1h")
+    assert (await ask(gateway, refusing, body))[0] == 429
+
+
+async def test_a_prepaid_key_stops_when_its_balance_is_used_up(gateway: Gateway) -> None:
+    secret = await gateway.issue(prepaid=True, reserve=Reserve.STRICT)
+    record = gateway.records[secret]
+    body = chat("gpt-mock:chunks-20", max_tokens=20)
+    status, answer = await ask(gateway, secret, body)
+    assert (status, answer["error"]["type"]) == (429, "insufficient_quota")
+    assert "balance" in answer["error"]["message"]
+    await HotLedger(Caller(gateway.redis)).credit(record.partition, record.id, 1, 5000)
+    while (await ask(gateway, secret, body))[0] == 200:
+        pass
+    usage = await gateway.usage(secret)
+    assert usage.held == 0
+    assert 0 <= usage.balance == 5000 - usage.totals.input_tokens - usage.totals.output_tokens
+
+
+class TestLimitsOfTheProvider:
+    @staticmethod
+    async def publish(gateway: Gateway, *limits: str) -> KeyRecord:
+        holder = provider_holder("openai")
+        partition = partition_of(holder, PARTITIONS)
+        record = KeyRecord(holder, 1, KeyStatus.ACTIVE, partition, parse_limits(limits), None, None, ())
+        await Publishing(Caller(gateway.redis)).publish_state(record)
+        return record
+
+    async def test_all_keys_share_them_and_a_key_pays_nothing_for_a_refusal(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(limits=["requests=3/1h"])
+        record = await self.publish(gateway, "requests=3/1h")
+        secrets = [await gateway.issue("requests=50/1h", concurrency=5) for _ in range(2)]
+        answers = [await ask(gateway, secret, chat()) for secret in secrets * 3]
+        assert [status for status, _ in answers] == [200, 200, 200, 503, 503, 503]
+        assert gateway.mock.counts.total.requests == 3
+        async with asyncio.timeout(10):
+            while [(await gateway.usage(secret)).open for secret in secrets] != [0, 0]:
+                await asyncio.sleep(0.01)
+        assert [(await gateway.usage(secret)).windows[0].used for secret in secrets] == [2, 1]
+        shared = await Publishing(Caller(gateway.redis)).inspect(record)
+        assert shared is not None
+        assert (shared.totals.requests, shared.open) == (3, 0)
+        assert [len(await gateway.events(secret)) for secret in secrets] == [2, 1]
+
+    async def test_nothing_is_admitted_before_they_are_published(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(limits=["requests=3/1h"])
+        secret = await gateway.issue("requests=50/1h")
+        assert (await ask(gateway, secret, chat()))[0] == 503
+        assert (await gateway.usage(secret)).windows[0].used == 0

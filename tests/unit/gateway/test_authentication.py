@@ -105,7 +105,7 @@ async def test_a_record_without_counters_admits_nothing(gateway: Gateway) -> Non
 
 async def test_a_worker_remembers_no_more_keys_than_its_setting(gateway: Gateway, redis_url: str) -> None:
     secrets = [await gateway.issue() for _ in range(5)]
-    hot = HotState(redis_url, 1000, 10, gateway.metrics.redis_seconds)
+    hot = HotState(gateway.settings.stores, gateway.metrics.redis_seconds)
     await hot.start()
     try:
         authentication = Authentication(hot, (PEPPER,), "ep-", cache_size=2)
@@ -119,7 +119,7 @@ async def test_a_worker_remembers_no_more_keys_than_its_setting(gateway: Gateway
 
 async def test_keys_under_the_previous_pepper_go_on_working(gateway: Gateway, redis_url: str) -> None:
     secret = await gateway.issue()
-    hot = HotState(redis_url, 1000, 10, gateway.metrics.redis_seconds)
+    hot = HotState(gateway.settings.stores, gateway.metrics.redis_seconds)
     await hot.start()
     try:
         authentication = Authentication(hot, (bytes(32), PEPPER), "ep-", cache_size=2)

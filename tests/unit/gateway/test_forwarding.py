@@ -7,11 +7,13 @@ from typing import Any
 import aiohttp
 import pytest
 
+from edgeproxy.domain.keys import OnLimit, Reserve
 from tests.support.gateway import Gateway, StartGateway, chat, message
 from tests.support.raw import Client, read_request, scripted_provider
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
+LONG_WORDS = "gpt-mock:chunks-90.big-4000.interval-1"
 
 
 async def settled(gateway: Gateway, secret: str, count: int = 1) -> list[Any]:
@@ -207,6 +209,85 @@ async def test_the_answer_of_a_client_that_left_is_stopped_where_the_provider_is
     assert gateway.mock.counts.total.broken == 1
 
 
+class Flowing:
+    """A provider whose answers do not end: each sends a piece of 1,000 bytes when it is told to."""
+
+    def __init__(self) -> None:
+        self.open: list[asyncio.StreamWriter] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        self.send(writer)
+        self.open.append(writer)
+        await reader.read()  # until the gateway closes
+        self.open.remove(writer)
+
+    def send(self, writer: asyncio.StreamWriter) -> None:
+        event = b'data: {"choices": [{"delta": {"content": "%b"}}]}\n\n'
+        writer.write(event % (b"x" * (1002 - len(event))))
+
+    async def until_open(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.open) != count:
+                await asyncio.sleep(0.01)
+
+
+async def test_so_many_bytes_are_read_on_for_a_client_that_left_and_no_more(start_gateway: StartGateway) -> None:
+    provider = Flowing()
+    async with scripted_provider(provider.serve) as url:
+        gateway = await start_gateway(base_url=url, drain_bytes=5000)
+        secret, other = await gateway.issue(), await gateway.issue()
+        async with gateway.post(CHAT, other, chat(stream=True)) as staying:
+            await staying.content.readany()
+            async with gateway.post(CHAT, secret, chat(stream=True)) as answer:
+                await answer.content.readany()
+                answer.close()
+            leaving = provider.open[1]
+            for _ in range(5):
+                provider.send(leaving)
+                await asyncio.sleep(0.05)
+            assert not await gateway.events(secret)
+            async with asyncio.timeout(10):
+                while leaving in provider.open:
+                    provider.send(leaving)
+                    await asyncio.sleep(0.01)
+            (event,) = await settled(gateway, secret)
+            assert (event.status, event.usage.estimated) == (200, True)
+            assert event.usage.output > 5000 // 10  # what was read on counts too
+            provider.send(provider.open[0])
+            assert await staying.content.readany()
+            assert not await gateway.events(other)
+
+
+async def test_so_many_answers_are_read_on_at_once_and_one_that_ends_makes_room(start_gateway: StartGateway) -> None:
+    provider = Flowing()
+    async with scripted_provider(provider.serve) as url:
+        gateway = await start_gateway(base_url=url, bounds={"max_drained": 2})
+        secret, other = await gateway.issue(), await gateway.issue()
+        async with gateway.post(CHAT, other, chat(stream=True)) as staying:
+            await staying.content.readany()
+            for _ in range(5):
+                async with gateway.post(CHAT, secret, chat(stream=True)) as answer:
+                    await answer.content.readany()
+                    answer.close()
+            await provider.until_open(3)
+            events = await gateway.events(secret)
+            assert [(event.status, event.usage.estimated) for event in events] == [(200, True)] * 3
+            assert all(event.usage.output > 0 for event in events)
+            provider.open[1].close()  # the end of that answer, in order
+            await provider.until_open(2)
+            async with gateway.post(CHAT, secret, chat(stream=True)) as answer:
+                await answer.content.readany()
+                answer.close()
+            await asyncio.sleep(0.1)
+            assert len(provider.open) == 3
+            assert len(await gateway.events(secret)) == 4
+            provider.send(provider.open[0])
+            assert await staying.content.readany()
+            assert not await gateway.events(other)
+
+
 async def test_a_client_that_leaves_before_there_is_an_answer_is_charged(gateway: Gateway) -> None:
     secret = await gateway.issue()
     waiting = asyncio.ensure_future(gateway.post(CHAT, secret, chat("gpt-mock:first-byte-ms-400")))
@@ -354,3 +435,28 @@ async def test_a_stream_is_counted_before_its_last_word_is_sent(gateway: Gateway
         while b"message_stop" not in seen:
             seen += await answer.content.readany()
         assert len(await gateway.events(secret)) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "settings"),
+    [("tokens=8000/1h", {"reserve": Reserve.STRICT}), ("tokens=60/1h", {"on_limit": OnLimit.SHRINK})],
+)
+async def test_a_provider_that_does_not_keep_to_the_maximum_is_cut_off(
+    gateway: Gateway, limit: str, settings: dict[str, Any]
+) -> None:
+    """The mock provider says that it sends few tokens, and sends long words instead."""
+    secret = await gateway.issue(limit, **settings)
+    async with gateway.post(CHAT, secret, chat(LONG_WORDS, stream=True, max_tokens=100)) as answer:
+        assert answer.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+    (event,) = await settled(gateway, secret)
+    assert event.usage.estimated
+    assert event.usage.output > 100
+
+
+async def test_an_estimate_is_no_maximum(gateway: Gateway) -> None:
+    secret = await gateway.issue("tokens=8000/1h")
+    async with gateway.post(CHAT, secret, chat(LONG_WORDS, stream=True, max_tokens=100)) as answer:
+        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+    await settled(gateway, secret)

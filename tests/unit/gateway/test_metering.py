@@ -10,6 +10,7 @@ from edgeproxy.gateway import routes
 from edgeproxy.gateway.metering import Meter
 from edgeproxy.gateway.routes import Query
 from edgeproxy.providers.base import Headers, RequestFacts
+from tests.support.recordings import Recording, cases
 
 FACTS = RequestFacts("m", stream=False, input_estimate=70, output_max=None)
 PLAIN: Headers = [("content-type", "application/json")]
@@ -133,3 +134,75 @@ def test_a_stream_that_does_not_say_that_it_is_one_is_read_as_one(headers: Heade
     metered.begin(200, headers)
     assert metered.feed(b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\n') == b""
     assert metered.charge(written=True).usage == Usage(input_uncached=11, output=4)
+
+
+# --- the backstop
+
+DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 100)
+
+
+def stream() -> Meter:
+    metered = meter(RequestFacts("m", stream=True, input_estimate=70, output_max=1000))
+    metered.begin(200, STREAM)
+    return metered
+
+
+def test_an_answer_that_goes_on_far_beyond_its_reservation_is_over() -> None:
+    metered, fed = stream(), 0
+    while not metered.is_over(1000):
+        metered.feed(DELTA)
+        fed += 1
+        assert fed < 1000
+    assert metered.output_so_far() > 1000 + 250 + 256
+    assert metered.charge(written=True).usage.output == metered.output_so_far()
+
+
+def test_an_answer_within_its_reservation_is_not_over() -> None:
+    metered = stream()
+    for _ in range(200):
+        metered.feed(DELTA)
+        assert not metered.is_over(10**6)
+    assert metered.output_so_far() > 200
+
+
+def test_how_long_an_answer_has_become_is_looked_at_only_now_and_then() -> None:
+    metered, looks = stream(), 0
+    metered.feed(DELTA * 500)
+    assert metered.is_over(0)
+    for _ in range(20):
+        metered.feed(DELTA)
+        looks += metered.is_over(0)
+    assert looks == 0
+    metered.feed(DELTA * 10)
+    assert metered.is_over(0)
+
+
+def test_an_answer_in_one_piece_is_never_over() -> None:
+    metered = meter()
+    metered.begin(200, PLAIN)
+    metered.feed(b'{"choices":[{"message":{"content":"' + b"word " * 10**5)
+    assert not metered.is_over(0)
+    assert metered.output_so_far() == 0
+
+
+def test_what_is_not_read_is_never_over() -> None:
+    metered = meter()
+    metered.feed(b"x" * 10**6)
+    assert not metered.is_over(0)
+
+
+def test_a_compressed_answer_is_over_as_well() -> None:
+    metered = meter(RequestFacts("m", stream=True, input_estimate=70, output_max=1000))
+    metered.begin(200, [*STREAM, ("content-encoding", "gzip")])
+    metered.feed(gzip.compress(DELTA * 2000, 0))
+    assert metered.is_over(1000)
+
+
+@pytest.mark.parametrize("recording", cases(streamed=True))
+def test_no_recorded_answer_is_over_what_it_was_billed(recording: Recording) -> None:
+    if not recording.is_complete or recording.expected is None:
+        return
+    metered = recording.meter(0)
+    for at in range(0, len(recording.raw), 997):
+        metered.feed(recording.raw[at : at + 997])
+        assert not metered.is_over(recording.expected["output"])

@@ -3,9 +3,13 @@
 import asyncio
 from pathlib import Path
 
-import pytest
 import redis.asyncio as redis_asyncio
 
+from edgeproxy.domain.reservations import Note, decode_note
+from edgeproxy.domain.usage import decode_event
+from edgeproxy.hotstate import keyspace
+from edgeproxy.hotstate.calling import Caller
+from edgeproxy.hotstate.leases import Leases
 from tests.support.gateway import Gateway, StartGateway, chat, run_gateway
 
 CHAT = "/v1/chat/completions"
@@ -39,18 +43,41 @@ async def test_a_settlement_whose_connection_breaks_is_sent_again_and_counts_onc
     assert gateway.metrics.registry.get_sample_value("edgeproxy_settlements_lost_total") == 0
 
 
-async def test_a_settlement_of_a_reservation_that_is_gone_is_reported(
-    gateway: Gateway, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_settlement_of_a_reservation_that_is_gone_is_handed_to_the_corrections(gateway: Gateway) -> None:
     secret = await gateway.issue()
+    record = gateway.records[secret]
     async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-3.interval-ms-50", stream=True)) as answer:
+        request_id = answer.headers["x-request-id"]
         await answer.content.readany()
-        await gateway.redis.flushdb()
+        await gateway.redis.delete(keyspace.reservation(record.partition, request_id))
         await answer.read()
     async with asyncio.timeout(10):
-        while not gateway.metrics.registry.get_sample_value("edgeproxy_settlements_lost_total"):
+        while not (late := await gateway.redis.xrange(keyspace.corrections(record.partition))):
             await asyncio.sleep(0.02)
-    assert '"settlement_lost"' in capfd.readouterr().err
+    ((_, fields),) = late
+    assert decode_event(fields[b"e"]).id == request_id
+    async with asyncio.timeout(10):
+        while not gateway.metrics.registry.get_sample_value("edgeproxy_late_settlements_total", {"reason": "unknown"}):
+            await asyncio.sleep(0.02)
+
+
+async def test_an_open_request_renews_its_lease_and_tells_what_has_passed(start_gateway: StartGateway) -> None:
+    gateway = await start_gateway(stores={"lease_ms": 1000})
+    secret = await gateway.issue()
+    record = gateway.records[secret]
+    leases = Leases(Caller(gateway.redis))
+    async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-30.interval-100", stream=True)) as answer:
+        request_id = answer.headers["x-request-id"]
+        seen = 0
+        async with asyncio.timeout(20):
+            while seen < 15:  # more of the answer than passes in the time of one lease
+                pending = await leases.examine(record.partition, request_id)
+                assert pending is not None
+                seen = pending.so_far.output_tokens
+                await asyncio.sleep(0.05)
+        assert pending.so_far.input_tokens > 0
+        assert decode_note(pending.note) == Note(record.id, "gpt-*")
+        await answer.read()
 
 
 async def test_a_stop_waits_until_redis_has_confirmed(
@@ -102,11 +129,10 @@ async def test_a_reserve_whose_reply_did_not_come_is_given_back(start_gateway: S
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     await freezing
     async with asyncio.timeout(10):
-        while len(events := await gateway.events(secret)) < 2:
+        while (usage := await gateway.usage(secret)).open:
             await asyncio.sleep(0.05)
-    usage = await gateway.usage(secret)
-    assert (usage.open, usage.windows[0].used) == (0, used)
-    assert (events[1].status, events[1].usage.input_total) == (503, 0)
+    assert (usage.windows[0].used, usage.totals.requests) == (used, 1)
+    assert len(await gateway.events(secret)) == 1
     assert gateway.mock.counts.total.requests == 1
     async with gateway.post(CHAT, secret, chat()) as answer:
         assert answer.status == 200

@@ -113,7 +113,8 @@ def test_beta_flags_and_pages_may_pass_in_the_query_and_keys_may_not():
 
 def test_a_plain_request_is_understood():
     estimate = len(body_of()) // 4 + 1
-    assert facts_of() == RequestFacts("claude-mock", stream=False, input_estimate=estimate, output_max=100)
+    plain = RequestFacts("claude-mock", stream=False, input_estimate=estimate, output_max=100, least_output=1)
+    assert facts_of() == plain
     assert facts_of(stream=True).stream
     assert facts_of().usage_requested
 
@@ -467,3 +468,22 @@ def test_the_official_client_understands_models_and_their_pages():
 
 def test_an_unknown_maximum_is_left_open():
     assert orjson.loads(DIALECT.model_card(MODELS_HERE[0]))["max_tokens"] is None
+
+
+# --- a lower maximum
+
+
+def test_a_lower_maximum_is_put_in_place_of_the_declared_one():
+    body = body_of(max_tokens=64_000, messages=[{"role": "user", "content": '"max_tokens": 1'}])
+    sent = MESSAGES.with_output_max(body, facts_of(), 40)
+    assert sent == body.replace(b"64000", b"40")
+
+
+def test_the_budget_of_thinking_stays_below_the_maximum():
+    assert facts_of(thinking={"type": "enabled", "budget_tokens": 1024}).least_output == 1025
+    assert facts_of(thinking={"type": "adaptive"}).least_output == 1
+
+
+@pytest.mark.parametrize("fallbacks", ["default", [{"model": "claude-mock", "max_tokens": 900}]])
+def test_what_fallbacks_may_write_cannot_be_lowered(fallbacks):
+    assert facts_of(fallbacks=fallbacks).least_output is None

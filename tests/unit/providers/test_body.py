@@ -1,10 +1,18 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edgeproxy.providers.body import TooIntricateError, ambiguous_member, replace_member, top_level_members
+from edgeproxy.errors import GatewayError
+from edgeproxy.providers.body import (
+    TooIntricateError,
+    ambiguous_member,
+    refuse_repeated_members,
+    replace_member,
+    top_level_members,
+    with_number_at_most,
+)
 
 # Text with everything that a scanner of bytes could take for the structure of the object.
 NASTY = st.text(st.sampled_from('{}[],:"\\/\n\t\r u0041modelé😀 '), max_size=12)
@@ -143,3 +151,95 @@ def test_a_body_of_nothing_but_brackets_is_not_walked_for_ever() -> None:
         ambiguous_member(members, ["model"])
     conversation = b'{"note":"\\u0041","messages":[' + b",".join([b'{"role":"user","content":["x"]}'] * 20_000) + b"]}"
     assert ambiguous_member(conversation, ["model"]) is None
+
+
+MAXIMUMS = ("max_completion_tokens", "max_tokens")
+DECLARED = st.one_of(st.none(), st.integers(0, 2**53))
+
+
+@st.composite
+def objects_with_a_maximum(draw):
+    """An object as nobody writes it, with maxima in it, and what these say; the same names lie inside others."""
+    names = st.one_of(st.sampled_from(["model", "n"]), NASTY.filter(lambda name: name not in MAXIMUMS))
+    _, raw = draw(objects(names=names))
+    declared = draw(st.dictionaries(st.sampled_from(MAXIMUMS), DECLARED))
+    inner = {"messages": [{"max_tokens": 9, "content": '"max_tokens":9'}], **declared}
+    written = ", ".join(f"{hidden(name, [True])} : {json.dumps(value)}" for name, value in inner.items())
+    at = raw.index(b"{") + 1
+    comma = b"," if raw[at:].strip() != b"}" else b""
+    return declared, raw[:at] + written.encode() + comma + raw[at:]
+
+
+@given(objects_with_a_maximum(), st.integers(1, 2**53))
+def test_a_number_is_lowered_in_place_and_nothing_else_changes(generated, number):
+    declared, body = generated
+    changed = with_number_at_most(body, MAXIMUMS, number)
+    told = {name: value for name, value in declared.items() if value is not None}
+    lowered = {name: value if 0 < value <= number else number for name, value in told.items()}
+    if not told:
+        lowered = {"max_completion_tokens": number}
+    before, after = as_pairs(body), as_pairs(changed)
+    if "max_completion_tokens" in lowered and "max_completion_tokens" not in declared:
+        assert after[0] == ("max_completion_tokens", number)
+        after = after[1:]
+    assert after == [(name, lowered.get(name, value)) for name, value in before]
+
+
+@given(objects_with_a_maximum(), st.integers(1, 2**53))
+def test_the_bytes_around_a_lowered_number_stay(generated, number):
+    declared, body = generated
+    assume(any(value is not None for value in declared.values()))
+    pieces, at = [], 0
+    for member in top_level_members(body):
+        value = declared.get(member.name) if member.name in MAXIMUMS else None
+        if value is not None and not 0 < value <= number:
+            pieces += [body[at : member.start], str(number).encode()]
+            at = member.end
+    assert with_number_at_most(body, MAXIMUMS, number) == b"".join([*pieces, body[at:]])
+
+
+def test_a_number_that_is_small_enough_leaves_the_body_as_it_is():
+    body = b'{ "max_tokens" : 5 , "x":1}'
+    assert with_number_at_most(body, MAXIMUMS, 5) is body
+    assert with_number_at_most(body, MAXIMUMS, 4) == b'{ "max_tokens" : 4 , "x":1}'
+
+
+def test_numbers_may_be_written_as_text_or_with_a_point():
+    assert with_number_at_most(b'{"m":"100"}', ("m",), 7) == b'{"m":7}'
+    assert with_number_at_most(b'{"m":100.0}', ("m",), 7) == b'{"m":7}'
+    assert with_number_at_most(b'{"m":"6"}', ("m",), 7) == b'{"m":"6"}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":1,"a":1}',
+        b'{"a":[{"b":{"type":"text","type":"image"}}]}',
+        b'{"a":{"type":1,"\\u0074ype":2}}',
+    ],
+)
+def test_a_member_that_stands_twice_anywhere_is_refused(body):
+    with pytest.raises(GatewayError) as caught:
+        refuse_repeated_members(body)
+    assert caught.value.kind.status == 400
+
+
+@given(objects())
+def test_only_members_that_stand_twice_are_refused(generated):
+    members, body = generated
+    names = [name for name, _ in members]
+    if len(set(names)) == len(names):
+        refuse_repeated_members(body)
+    else:
+        with pytest.raises(GatewayError):
+            refuse_repeated_members(body)
+
+
+@pytest.mark.parametrize("inner", [b"1," * 1_000_001 + b"1", b"{}," * 600_000 + b"{}", b"[" * 900 + b"]" * 900])
+def test_a_body_of_very_many_parts_is_refused_before_it_is_parsed_again(inner):
+    body = b'{"a":[%b]}' % inner
+    if len(inner) < 10_000:
+        refuse_repeated_members(body)
+    else:
+        with pytest.raises(TooIntricateError):
+            refuse_repeated_members(body)

@@ -40,6 +40,9 @@ class Recorder:
         self.ended += 1
         return b"nor this"
 
+    def output_so_far(self):
+        return 7
+
     def usage(self, input_estimate):
         return Usage(input_estimate)
 
@@ -204,3 +207,7 @@ def test_a_short_body_is_decoded_as_far_as_allowed():
     assert decoded(gzip.compress(b"\xef\xbb\xbfabc"), "gzip", 100) == b"abc"
     assert decoded(gzip.compress(b"a" * 1000), "gzip", 10) == b"a" * 10
     assert decoded(b"abc", "gzip", 100) == decoded(b"abc", "", 100) == decoded(b"abc", "unknown", 100) == b"abc"
+
+
+def test_how_much_has_passed_is_for_the_other_reader_to_say():
+    assert DecodingReader(Recorder()).output_so_far() == 7

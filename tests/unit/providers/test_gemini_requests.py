@@ -299,3 +299,41 @@ def test_vectors_without_usage_are_charged_the_estimate_and_no_output():
     reader.end()
     usage = reader.usage(facts.input_estimate)
     assert (usage.input_total, usage.output, usage.estimated) == (facts.input_estimate, 0, True)
+
+
+# --- a lower maximum
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({}, {"generationConfig": {"maxOutputTokens": 40}}),
+        ({"generationConfig": None}, {"generationConfig": {"maxOutputTokens": 40}}),
+        ({"generationConfig": {}}, {"generationConfig": {"maxOutputTokens": 40}}),
+        ({"generationConfig": {"topK": 1}}, {"generationConfig": {"maxOutputTokens": 40, "topK": 1}}),
+        ({"generationConfig": {"maxOutputTokens": "900"}}, {"generationConfig": {"maxOutputTokens": 40}}),
+        ({"generation_config": {"max_output_tokens": 900.0}}, {"generation_config": {"max_output_tokens": 40}}),
+        (
+            {"generationConfig": {"candidateCount": 2, "maxOutputTokens": 900}},
+            {"generationConfig": {"candidateCount": 2, "maxOutputTokens": 20}},
+        ),
+        ({"generationConfig": {"maxOutputTokens": 0}}, {"generationConfig": {"maxOutputTokens": 40}}),
+    ],
+)
+def test_a_lower_maximum_is_put_into_the_configuration(fields, changed):
+    body = body_of(**fields)
+    sent = GENERATE.with_output_max(body, facts_of(body), 40)
+    assert json.loads(sent) == {**json.loads(body), **changed}
+    assert facts_of(sent).output_max == 40
+
+
+def test_what_lies_around_the_maximum_stays_as_it_is():
+    said = b'{"parts":[{"text":"\\"maxOutputTokens\\":1"}]}'
+    body = b'{ "contents" :[%b],\n "generationConfig": {"topP":0.50 ,"maxOutputTokens" : 900}}' % said
+    assert GENERATE.with_output_max(body, facts_of(body), 40) == body.replace(b": 900", b": 40")
+
+
+def test_all_candidates_are_counted_and_none_is_lowered_to_nothing():
+    facts = facts_of(body_of(generationConfig={"candidateCount": 3}))
+    assert (facts.answers, facts.least_output, facts.output_max) == (3, 3, None)
+    assert facts_of(body_of(content={}), EMBED).least_output is None

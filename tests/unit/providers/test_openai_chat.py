@@ -10,6 +10,7 @@ from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import GatewayError
 from edgeproxy.providers import sse
 from edgeproxy.providers.base import Incoming
+from edgeproxy.providers.fields import MAX_COUNT
 from edgeproxy.providers.openai_chat import (
     ChatCompletions,
     Completions,
@@ -121,7 +122,8 @@ def test_a_plain_request_is_understood():
         ({}, None),
         ({"max_tokens": 10}, 10),
         ({"max_completion_tokens": 20, "max_tokens": 10}, 20),
-        ({"max_completion_tokens": 0, "max_tokens": 10}, 0),
+        ({"max_completion_tokens": 0, "max_tokens": 10}, None),  # to some servers that is no maximum
+        ({"max_tokens": 0}, None),
         ({"max_completion_tokens": None, "max_tokens": 10}, 10),
         ({"max_tokens": 10, "n": 3}, 30),
         ({"max_tokens": 10, "n": None}, 10),
@@ -198,7 +200,7 @@ def text_body(**fields):
         ({"prompt": "x"}, 10),
         ({"prompt": None}, 10),
         ({"prompt": "x", "max_tokens": None}, None),
-        ({"prompt": "x", "max_tokens": 0}, 0),
+        ({"prompt": "x", "max_tokens": 0}, None),  # to some servers that is no maximum
         ({"prompt": ["x", "y", "z"]}, 30),
         ({"prompt": ["x"]}, 10),
         ({"prompt": []}, 10),
@@ -702,3 +704,47 @@ def test_the_usage_chunk_is_taken_out_only_where_we_asked_for_it():
         reader = CHAT.reader(chat_facts(body_of()), "text/event-stream", ask_for_usage=ask, max_bytes=WIDE)
         assert reader.feed(b"".join(events)) == b"".join(kept)
         assert reader.usage(ESTIMATE) == Usage(3, output=4)
+
+
+# --- a lower maximum
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "changed"),
+    [
+        ({}, 40, {"max_completion_tokens": 40}),
+        ({"max_tokens": None}, 40, {"max_completion_tokens": 40}),
+        ({"max_tokens": 100}, 40, {"max_tokens": 40}),
+        ({"max_tokens": 0}, 40, {"max_tokens": 40}),
+        ({"max_completion_tokens": 100}, 40, {"max_completion_tokens": 40}),
+        ({"max_completion_tokens": 100, "max_tokens": 90}, 40, {"max_completion_tokens": 40, "max_tokens": 40}),
+        ({"max_completion_tokens": 100, "max_tokens": 30}, 40, {"max_completion_tokens": 40}),
+        ({"max_tokens": 100, "n": 3}, 50, {"max_tokens": 16}),
+        ({"n": 3}, 48, {"max_completion_tokens": 16}),
+    ],
+)
+def test_a_lower_maximum_is_put_where_the_request_has_one(fields, tokens, changed):
+    body = body_of(**fields)
+    sent = CHAT.with_output_max(body, chat_facts(body), tokens)
+    assert json.loads(sent) == {**json.loads(body), **changed}
+    assert (chat_facts(sent).output_max or 0) <= tokens
+
+
+def test_a_text_to_complete_has_one_name_for_it_and_all_its_tries_share():
+    body = text_body(prompt=["x", "y"], best_of=3)
+    sent = COMPLETIONS.with_output_max(body, facts_of(COMPLETIONS, body), 47)
+    assert json.loads(sent) == {**json.loads(body), "max_tokens": 7}
+    assert facts_of(COMPLETIONS, sent).output_max == 42
+
+
+def test_where_both_names_are_declared_the_larger_is_the_bound():
+    assert chat_facts(body_of(max_completion_tokens=10, max_tokens=30)).output_max == 30
+
+
+def test_no_maximum_is_lowered_to_the_budget_of_reasoning():
+    assert chat_facts(body_of(max_tokens=900, reasoning={"max_tokens": 512})).least_output == 513
+    assert chat_facts(body_of(max_tokens=900, n=2)).least_output == 2
+
+
+def test_numbers_beyond_measure_are_no_more_than_can_be_counted():
+    assert chat_facts(body_of(max_tokens=2**53, n=2**53)).output_max == MAX_COUNT

@@ -404,3 +404,22 @@ def test_garbage_is_forwarded_and_counted_as_incomplete(garbage, cuts):
     body = delta("a") + garbage
     at = sorted({0, len(body), *(each % len(body) for each in cuts)})
     assert read(*[body[start:end] for start, end in pairwise(at)]).estimated
+
+
+# --- a lower maximum
+
+
+def test_a_lower_maximum_is_put_in_place_of_the_declared_one_or_of_none():
+    for fields in ({}, {"max_output_tokens": 900}, {"max_output_tokens": None}):
+        body = json.dumps({"model": "gpt-mock", "input": "Hi", **fields}).encode()
+        sent = RESPONSES.with_output_max(body, request(**fields), 40)
+        assert json.loads(sent) == {**json.loads(body), "max_output_tokens": 40}
+
+
+def test_the_provider_takes_no_maximum_below_sixteen():
+    assert request().least_output == 16
+
+
+def test_what_has_no_maximum_to_lower_says_so():
+    assert request(COMPACT).least_output is None
+    assert request(INPUT_TOKENS).least_output is None
