@@ -18,9 +18,7 @@ def published(control):
     async def published(name):
         holder = provider_holder(name)
         partition = partition_of(holder, control.partitions)
-        found = await control.publishing.inspect(
-            KeyRecord(holder, 1, KeyStatus.ACTIVE, partition, (), None, None, ())
-        )
+        found = await control.publishing.inspect(KeyRecord(holder, 1, KeyStatus.ACTIVE, partition, (), None, None, ()))
         return None if found is None else (found.version, [format_limit(window.limit) for window in found.windows])
 
     return published
