@@ -5,7 +5,7 @@ PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NO_PACKAGES = { echo "edgeproxy: the packages could not be installed; is the network reachable?" >&2; exit 1; }
 
-.PHONY: demo test docs compat fuzz lint clean
+.PHONY: demo test docs compat bench evidence fuzz lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed-demo  ## try it out: everything started, a key, and lines to paste
@@ -20,6 +20,13 @@ compat: .venv/installed-test .venv/clients/installed  ## tools and clients that 
 
 docs: .venv/installed-test  ## write the tables of the documents out of the code
 	.venv/bin/python -m tests.support.reference
+
+bench: .venv/installed-test  ## what the gateway costs, held against nginx: five minutes; BENCH=--quick takes one
+	@exec .venv/bin/python -m loadtests.bench $(BENCH)
+
+evidence: .venv/installed-test  ## half an hour of crashes, outages and races at random; prints the seed, EDGEPROXY_TEST_SEED repeats it
+	EDGEPROXY_TEST_EVIDENCE=1 .venv/bin/python -m pytest tests/lua tests/acceptance/test_never_over.py \
+	  tests/acceptance/test_crashes.py tests/acceptance/test_outages.py tests/evidence
 
 SECONDS ?= 60
 fuzz: .venv/installed-fuzz  ## what breaks the readers of answers and requests, looked for during SECONDS for each target
