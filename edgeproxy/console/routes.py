@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edgeproxy import logs, tasks
+from edgeproxy.console.privacy import PAGE_POLICY, PrivacyPages
 from edgeproxy.control.installation import Control, stores_away
 from edgeproxy.control.usage import usage_report
 from edgeproxy.errors import INTERNAL, INVALID_KEY, OperatorError, StoreUnavailable
@@ -20,10 +21,13 @@ from edgeproxy.errors import INTERNAL, INVALID_KEY, OperatorError, StoreUnavaila
 RETRY_AFTER_S = 5  # a store that is restarted is back by then
 ANSWER_TIMEOUT_S = 5.0  # a report takes milliseconds; a person who waits longer wants to know
 
+COOKIES: tuple[str, ...] = ()  # those that pages may set, each declared in the inventory; an answer with another fails
+
 T = TypeVar("T")
 
 _CONTROL: web.AppKey[Control] = web.AppKey("control", Control)
 _DRAINING: web.AppKey[asyncio.Event] = web.AppKey("draining", asyncio.Event)
+_PRIVACY: web.AppKey[PrivacyPages] = web.AppKey("privacy", PrivacyPages)
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -32,21 +36,40 @@ _HEADERS = {
 }
 
 
-def make_app(control: Control, draining: asyncio.Event | None = None) -> web.Application:
+def make_app(
+    control: Control, draining: asyncio.Event | None = None, privacy: PrivacyPages | None = None
+) -> web.Application:
     """Return the application over an installation that belongs to the caller, who sets `draining` before the end."""
     app = web.Application(middlewares=[_answered], client_max_size=1)  # no path takes a body
     app[_CONTROL] = control
     app[_DRAINING] = draining or asyncio.Event()
+    if privacy is not None:
+        app[_PRIVACY] = privacy
+        app.router.add_get("/privacy", _privacy)
+        app.router.add_get("/privacy.json", _privacy_json)
     app.router.add_get("/api/v1/usage", _usage)
     app.router.add_get("/healthz", _alive)
     app.router.add_get("/readyz", _ready)
     return app
 
 
-def make_runner(control: Control, draining: asyncio.Event | None = None) -> web.AppRunner:
+def make_runner(
+    control: Control, draining: asyncio.Event | None = None, privacy: PrivacyPages | None = None
+) -> web.AppRunner:
     """Return what serves the application. aiohttp's own logs stay off: they print parts of requests."""
     silent = logs.silent()
-    return web.AppRunner(make_app(control, draining), access_log=None, logger=silent, handle_signals=False)
+    return web.AppRunner(make_app(control, draining, privacy), access_log=None, logger=silent, handle_signals=False)
+
+
+async def _privacy(request: web.Request) -> web.Response:
+    """Say to people what is kept of them."""
+    headers = {"Content-Security-Policy": PAGE_POLICY}
+    return web.Response(body=request.app[_PRIVACY].page, content_type="text/html", charset="utf-8", headers=headers)
+
+
+async def _privacy_json(request: web.Request) -> web.Response:
+    """Say the same to programs."""
+    return web.Response(body=request.app[_PRIVACY].json, content_type="application/json")
 
 
 async def _alive(_request: web.Request) -> web.Response:
@@ -115,7 +138,11 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     except Exception as error:  # noqa: BLE001 - the last way out: logged by type, answered without a word of it
         logs.event("console_failed", error=type(error).__name__)
         response = _error(500, INTERNAL.code, "The request failed here. Try again shortly.")
-    response.headers.update(_HEADERS)
+    if response.cookies.keys() - set(COOKIES) or "Set-Cookie" in response.headers:
+        logs.event("console_failed", error="undeclared_cookie")
+        response = _error(500, INTERNAL.code, "The request failed here. Try again shortly.")
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 

@@ -27,3 +27,8 @@ async def claim(connection: Connection, partitions: int, fingerprints: tuple[str
         )
     if stored["pepper_fingerprint"] != current:
         await connection.execute(sql["rotate"], current)
+
+
+async def columns(connection: Connection) -> list[str]:
+    """Return every column of the schema as `table.column`."""
+    return [row["name"] for row in await connection.fetch(statements("installation")["columns"])]

@@ -21,6 +21,7 @@ async def client(control, aiohttp_client):
     return await aiohttp_client(make_app(control))
 
 
+@pytest.mark.claims("OL-10a")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -105,6 +106,7 @@ async def test_what_is_not_served_is_said_so_in_json(client, method, path, statu
     assert ("Allow" in answer.headers) == (status == 405)
 
 
+@pytest.mark.claims("OL-2b")
 async def test_every_answer_may_not_be_kept_or_guessed_at_and_sets_no_cookie(client, issued):
     for path, headers in (
         ("/healthz", {}),
@@ -119,6 +121,28 @@ async def test_every_answer_may_not_be_kept_or_guessed_at_and_sets_no_cookie(cli
         assert "Set-Cookie" not in answer.headers
 
 
+@pytest.mark.claims("OL-2b")
+@pytest.mark.parametrize("through", ["cookie", "header"])
+async def test_an_answer_with_a_cookie_that_is_not_declared_does_not_leave(control, aiohttp_client, capfd, through):
+    async def answer(_request):
+        response = web.Response(text="hello")
+        if through == "cookie":
+            response.set_cookie("session", "canary")
+        else:
+            response.headers["Set-Cookie"] = "session=canary"
+        return response
+
+    app = make_app(control)
+    app.router.add_get("/page", answer)
+    received = await (await aiohttp_client(app)).get("/page")
+    assert received.status == 500
+    assert "Set-Cookie" not in received.headers
+    written = capfd.readouterr().err
+    assert json.loads(written)["error"] == "undeclared_cookie"
+    assert "canary" not in written
+
+
+@pytest.mark.claims("OM-3")
 async def test_a_mistake_of_ours_is_answered_and_logged_without_a_word_of_it(client, issued, monkeypatch, capfd):
     async def fail(_control, secret):
         raise RuntimeError(f"while looking at {secret}")
