@@ -15,9 +15,11 @@ from typing import NoReturn
 import click
 
 from edgeproxy import logs
+from edgeproxy.commands.canary import canary
 from edgeproxy.commands.doctor import doctor
 from edgeproxy.commands.keys import keys
 from edgeproxy.commands.options import child_options, config_option, json_option, settings_of
+from edgeproxy.commands.policy import policy
 from edgeproxy.commands.reconcile import reconcile
 from edgeproxy.config import EMBEDDED, Settings, environment, provider_secret
 from edgeproxy.errors import OperatorError, StoreUnavailable, operator_line
@@ -143,7 +145,9 @@ def check_config(ctx: click.Context, *, as_json: bool) -> None:
 def _check(settings: Settings) -> list[str]:
     """Return what is worth knowing of settings that are valid. Raises OperatorError when they are not."""
     from edgeproxy.checkup.configuration import notes
+    from edgeproxy.policy.claims import refuse_unkept
 
+    refuse_unkept(settings.profile)
     served = {model.provider for model in settings.model}
     for provider in settings.provider:
         if provider.name in served:
@@ -186,8 +190,10 @@ def mock_provider(
     uvloop.run(answer())
 
 
+cli.add_command(canary)
 cli.add_command(doctor)
 cli.add_command(keys)
+cli.add_command(policy)
 cli.add_command(reconcile)
 
 

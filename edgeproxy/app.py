@@ -5,7 +5,7 @@ By the time a role is built, `settings.stores` names real addresses: the embedde
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,17 @@ from aiohttp import web
 
 from edgeproxy import tasks
 from edgeproxy.config import Settings, environment
+from edgeproxy.console.privacy import PrivacyPages
 from edgeproxy.console.routes import make_runner
 from edgeproxy.control.installation import Control, claim
 from edgeproxy.embedded.secrets import read_pepper
 from edgeproxy.errors import OperatorError, StoreUnavailable
+from edgeproxy.gateway.answers import Written
 from edgeproxy.gateway.authentication import Authentication
 from edgeproxy.gateway.gate import open_listener
 from edgeproxy.gateway.handler import Handler
 from edgeproxy.gateway.heartbeats import Heartbeats
+from edgeproxy.gateway.requests import Request
 from edgeproxy.gateway.server import Server
 from edgeproxy.gateway.settlement import Settlements
 from edgeproxy.gateway.unconfirmed import Unconfirmed
@@ -81,7 +84,7 @@ class _Gateway(Running):
         stores = settings.stores
         self._metrics = metrics
         self.certificates = Certificates(settings.listen, "api")
-        self._hot = HotState(stores, metrics.redis_seconds, self._returned)
+        self._hot = HotState(stores, metrics.redis_seconds, self._returned, self._announce)
         self._authentication = Authentication(self._hot, peppers(settings), settings.key_prefix, stores.key_cache)
         self._unconfirmed = Unconfirmed(self._hot, settings.data_dir / "journal", metrics)
         self._settlements = Settlements(self._unconfirmed, metrics)
@@ -113,13 +116,16 @@ class _Gateway(Running):
         self.upstreams.close()
         await self._hot.close()
 
-    def _returned(self, partition: int) -> None:
+    def _returned(self, partitions: Collection[int]) -> None:
         """Tell a Redis that may have forgotten something what it was told before."""
-        self._heartbeats.announce(partition)
-        self._unconfirmed.replay(partition)
+        self._announce(partitions)
+        self._unconfirmed.replay(partitions)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        return await self._handler.handle(request)
+    def _announce(self, partitions: Collection[int]) -> None:
+        self._heartbeats.announce(partitions)
+
+    def _handle(self, request: Request) -> Awaitable[Written]:
+        return self._handler.handle(request)
 
     def drain(self) -> None:
         """Turn `/readyz` into 503."""
@@ -153,7 +159,7 @@ async def console_role(settings: Settings, sock: socket.socket, metrics: Metrics
     """Serve pages and the JSON API on `sock` while the block runs."""
     async with open_control(settings) as control:
         console = _Console(settings)
-        runner = make_runner(control, console.draining)
+        runner = make_runner(control, console.draining, console.privacy)
         await runner.setup()
         try:
             make = cast("web.Server", runner.server)
@@ -171,11 +177,13 @@ class _Console(Running):
 
     def __init__(self, settings: Settings) -> None:
         self.certificates = Certificates(settings.listen, "web")
+        self.privacy = PrivacyPages(settings)
         self.draining = asyncio.Event()
 
     async def reload(self, settings: Settings) -> None:
-        """Show new connections the certificate that there is now."""
+        """Show new connections the certificate that there is now, and people what is done now."""
         self.certificates.reload(settings.listen)
+        self.privacy.use(settings)
 
     def drain(self) -> None:
         """Turn `/readyz` into 503."""

@@ -19,11 +19,11 @@ from edgeproxy.domain.limits import parse_limits
 from edgeproxy.domain.peers import parse_network
 from edgeproxy.domain.redis_addresses import check_redis
 from edgeproxy.errors import OperatorError
+from edgeproxy.policy.profiles import load_profile
 from edgeproxy.tables import between, build, one_of, overlay, positive, shown, variables
 
 EMBEDDED = "embedded"
 DIALECTS = ("openai", "anthropic", "gemini")
-PROFILES = ("opusmax",)  # the one whose promises this version keeps
 ENVIRONMENT_PREFIX = "EDGEPROXY_"
 
 # Environment variables with our prefix that are no settings.
@@ -250,7 +250,11 @@ class Settings:
     """The whole configuration."""
 
     data_dir: Path = _setting(Path("./data"), "Where embedded stores, their secrets and their lock lie.")
-    profile: str = _setting("opusmax", "Privacy profile: which promises hold. This version knows `opusmax`.")
+    profile: str = _setting(
+        "opusmax",
+        "Privacy profile, which says what is kept and for how long: a name, or a file such as `./my-profile.toml`. This"
+        " version serves `opuslive` and `opusmax`; `edgeproxy policy claims` tells of all.",
+    )
     workers: int = _setting(1, "Gateway processes of `serve`, 1 to 64. About one per core.")
     key_prefix: str = _setting("ep-", "What issued keys begin with: letters, digits, - and _, at most 16.")
     listen: Listen = _table(Listen, "Listeners.")
@@ -323,7 +327,7 @@ def allowed_features(provider: Provider) -> dict[Feature, int]:
 
 def check(settings: Settings) -> None:
     """Refuse what contradicts itself or what nothing would enforce. Raises OperatorError, one line."""
-    one_of("profile", settings.profile, PROFILES)
+    load_profile(settings.profile)
     between("workers", settings.workers, 1, 64)
     between("stores.partitions", settings.stores.partitions, 1, 64)
     prefix = settings.key_prefix

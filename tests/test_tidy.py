@@ -24,10 +24,11 @@ FLOORS = (
     ("demo", "commands"),
     ("supervisor",),
     ("app",),
-    ("gateway", "console", "jobs", "mock_provider", "checkup"),
+    ("gateway", "console", "jobs", "mock_provider", "checkup", "canary"),
     ("control",),
     ("hotstate", "store", "embedded", "tls"),
     ("providers", "config"),
+    ("policy",),
     ("domain", "tables", "addresses"),
     ("errors", "metrics", "tasks"),
     ("logs",),
@@ -56,6 +57,9 @@ SPAWNER = "edgeproxy/tasks.py"
 BROAD_EXCEPT = {
     "edgeproxy/__main__.py": "a mistake of ours ends in one line that quotes nothing, not in a traceback",
     "edgeproxy/gateway/handler.py": "a mistake of ours ends one request, not the worker",
+    "edgeproxy/gateway/server.py": "a mistake of ours ends one connection, not the worker",
+    "edgeproxy/gateway/heartbeats.py": "a mistake of ours over one request must not end the leases of all",
+    "edgeproxy/gateway/unconfirmed.py": "a mistake of ours over one settlement must not hold up the others",
     "edgeproxy/console/routes.py": "a mistake of ours ends one request, not the process",
 }
 # Modules that register something when they are imported, and why.

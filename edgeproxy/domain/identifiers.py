@@ -21,7 +21,8 @@ def uuid7(now_ms: int, random_bits: int) -> str:
         raise ValueError("a UUIDv7 holds a time from 1970 to 10889")
     random_bits &= _RANDOM_MASK
     number = now_ms << 80 | 0x7 << 76 | random_bits >> 62 << 64 | 0b10 << 62 | random_bits & _LOW_MASK
-    return str(uuid.UUID(int=number))
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def uuid7_floor(at_ms: int) -> str:

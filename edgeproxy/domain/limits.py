@@ -25,6 +25,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from edgeproxy.domain.records import record
+
 MAX_AMOUNT = 2**53  # the largest integer up to which Lua, which counts in doubles, is exact
 MAX_WINDOW_MS = 366 * 86_400_000
 MAX_LIMITS = 16  # per key: each window costs about 2 us of Redis with every request
@@ -48,7 +50,7 @@ class Dimension(StrEnum):
     OUTPUT_TOKENS = "output_tokens"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Amounts:
     """What one request takes, or what many took together; none is negative."""
 

@@ -170,7 +170,9 @@ class Partition:
     def settle(self, request_id: str, outcome: Outcome, actual: Amounts, event: bytes, now_ms: int) -> SettleReply:
         """Resolve a reservation, once, and record its event. `actual` is read with POST only."""
         reservation = self._reservations.get(request_id)
-        if reservation is None or reservation.state is ReservationState.REAPED:
+        state = None if reservation is None else reservation.state
+        is_other = state is ReservationState.RELEASED and outcome is Outcome.POST
+        if reservation is None or state is ReservationState.REAPED or is_other:
             if event and outcome is not Outcome.CANCEL:
                 self.corrections.append(event)
             return SettleReply(SettleStatus.UNKNOWN if reservation is None else SettleStatus.REAPED, now_ms)

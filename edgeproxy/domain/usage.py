@@ -5,7 +5,6 @@ until a provider has accepted it, so the model's name is stored as sent only the
 """
 
 import re
-from dataclasses import dataclass
 from typing import TypeGuard
 
 import orjson
@@ -13,6 +12,7 @@ import orjson
 from edgeproxy.domain.identifiers import uuid7_ms
 from edgeproxy.domain.keys import KeyId
 from edgeproxy.domain.limits import Amounts
+from edgeproxy.domain.records import record
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
 # The providers' own tools that are billed by the call, under one name each.
@@ -24,7 +24,7 @@ TOOLS = (
 _COUNTS = ("input_uncached", "cache_read", "cache_write", "output", "reasoning")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens of one answer in the normal form that all dialects are read into.
 
@@ -65,7 +65,7 @@ class Usage:
         return Amounts(requests=1, input_tokens=self.input_total, output_tokens=self.output)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UsageEvent:
     """What is kept of one admitted request.
 
@@ -99,7 +99,7 @@ def storable_model(requested: str, pattern: str, *, accepted: bool) -> str:
 def encode_event(event: UsageEvent) -> bytes:
     """Return the event as the JSON object that waits in Redis until it is flushed."""
     usage = event.usage
-    return orjson.dumps(
+    raw = orjson.dumps(
         {
             "id": event.id,
             "key_id": event.key_id,
@@ -114,6 +114,7 @@ def encode_event(event: UsageEvent) -> bytes:
             "latency_ms": event.latency_ms,
         }
     )
+    return bytes(memoryview(raw))  # what orjson made has kilobytes of room for more behind it, and events are kept
 
 
 def decode_event(raw: bytes) -> UsageEvent:

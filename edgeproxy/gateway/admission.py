@@ -3,15 +3,16 @@
 The estimate and the decision are plain functions; between them lies one awaited line.
 """
 
-import random
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from edgeproxy.config import Model
 from edgeproxy.domain.identifiers import RANDOM_BITS, uuid7
-from edgeproxy.domain.keys import KeyId
+from edgeproxy.domain.keys import KeyId, Reserve
 from edgeproxy.domain.limits import NEVER_FITS, Amounts, Limit, format_limit
+from edgeproxy.domain.records import record
 from edgeproxy.domain.reservations import LimitReason, ReserveReply, ReserveStatus, encode_note
 from edgeproxy.errors import (
     BALANCE_EXHAUSTED,
@@ -38,13 +39,19 @@ from edgeproxy.providers.base import LimitLevel, RequestFacts
 LONGEST_WAIT_MS = 120_000
 
 _CONCURRENCY_RETRY_MS = 1000  # nobody knows when a request ends; a second is short for a person and long for a machine
+_RANDOM_BYTES = -(-RANDOM_BITS // 8)
+_BESIDE = ":provider"
 _TRIES = 4  # a key that changes more often than this during one request is not usable just now
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """What is reserved for a request with one holder of limits. `renewed_at` is monotonic seconds."""
+    """What is reserved for a request with one holder of limits. `renewed_at` is monotonic seconds.
 
+    `id` is the reservation's: the request's own with its key, and another beside it in the same partition.
+    """
+
+    id: str
     partition: int
     scope: Scope
     amounts: Amounts
@@ -52,7 +59,7 @@ class Hold:
     renewed_at: float = field(default_factory=time.monotonic)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Admission:
     """A request that was admitted: its key as it is now, what is reserved, and where the key's windows stand.
 
@@ -68,7 +75,7 @@ class Admission:
     lowered_output: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wish:
     """What a request asks to be admitted for; how much that is, its key's own rule says.
 
@@ -100,14 +107,17 @@ class RequestIds:
     """Makes the ids of requests from the time of Redis. The randomness need not be secret: an id is no credential."""
 
     def __init__(self) -> None:
-        self._random = random.SystemRandom()
+        self._random = b""
 
     def next(self, now_ms: int) -> str:
-        """Return a fresh id."""
-        return uuid7(now_ms, self._random.getrandbits(RANDOM_BITS))
+        """Return a fresh id. The system is asked for randomness once for many of them."""
+        if not self._random:
+            self._random = os.urandom(_RANDOM_BYTES * 100)
+        drawn, self._random = self._random[:_RANDOM_BYTES], self._random[_RANDOM_BYTES:]
+        return uuid7(now_ms, int.from_bytes(drawn))
 
 
-GiveBack = Callable[[str, Hold], None]
+GiveBack = Callable[[Hold], None]
 
 
 async def admit(
@@ -120,21 +130,19 @@ async def admit(
     """
     amounts: Amounts | None = None
     lowered = None
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         record = key.record
-        if not all(map(record.allows, (wish.facts.model, *wish.facts.other_models))):
+        if record.models and not all(map(record.allows, (wish.facts.model, *wish.facts.other_models))):
             raise GatewayError(MODEL_NOT_ALLOWED)
         amounts = amounts or wanted(record, wish.facts, wish.model, wish.body_bytes, wish.reserve_output_tokens)
-        hold = Hold(record.partition, key.scope, amounts, encode_note(record.id, wish.model.match))
-        try:
-            reply = await hot.reserve(hold.partition, wish.request_id, hold.scope, amounts, hold.note)
-        except StoreUnavailable as away:
-            if away.may_have_run:
-                give_back(wish.request_id, hold)
-            raise
+        note = encode_note(record.id, wish.model.match, is_bound=record.reserve is Reserve.STRICT)
+        hold = Hold(wish.request_id, record.partition, key.scope, amounts, note)
+        reply = await _reserve(hold, hot, give_back)
+        if reply.status is ReserveStatus.ADMITTED and lowered is None:
+            return _admission(reply, wish.request_id, key, hold)
         if reply.status in (ReserveStatus.STALE, ReserveStatus.UNPUBLISHED):
             key, amounts, lowered = await authentication.look_again(key), None, None
-        elif (smaller := shrunk(record, wish.facts, amounts, reply)) is not None:
+        elif attempt < _TRIES - 1 and (smaller := shrunk(record, wish.facts, amounts, reply)) is not None:
             amounts = smaller
             lowered = amounts.output_tokens if lowers_output(record, wish.facts) else None
         else:
@@ -148,21 +156,25 @@ async def admit_upstream(admission: Admission, shared: Shared, hot: HotState, gi
     Raises GatewayError (503) where they refuse, or StoreUnavailable.
     """
     (first,) = admission.holds
-    hold = Hold(shared.partition, shared.scope, first.amounts, encode_note(KeyId(shared.scope.holder), ""))
-    try:
-        reply = await hot.reserve(hold.partition, admission.request_id, hold.scope, hold.amounts, hold.note)
-    except StoreUnavailable as away:
-        give_back(admission.request_id, first)
-        if away.may_have_run:
-            give_back(admission.request_id, hold)
-        raise
+    note = encode_note(KeyId(shared.scope.holder), "")
+    hold = Hold(admission.request_id + _BESIDE, shared.partition, shared.scope, first.amounts, note)
+    reply = await _reserve(hold, hot, give_back)
     if reply.status is ReserveStatus.ADMITTED:
         return replace(admission, holds=(first, hold))
-    give_back(admission.request_id, first)
     if reply.status is ReserveStatus.REFUSED:
         message = "A limit of this gateway's own account at the provider is reached. Try again later."
         raise GatewayError(UPSTREAM_BUSY, message, reply.retry_ms if reply.retry_ms > 0 else None)
     raise StoreUnavailable("redis")  # its limits are not published yet
+
+
+async def _reserve(hold: Hold, hot: HotState, give_back: GiveBack) -> ReserveReply:
+    """Reserve, and give back what may be reserved although the reply will not be seen: also when cancelled."""
+    try:
+        return await hot.reserve(hold.partition, hold.id, hold.scope, hold.amounts, hold.note)
+    except BaseException as error:
+        if not isinstance(error, StoreUnavailable) or error.may_have_run:
+            give_back(hold)
+        raise
 
 
 def decide(
@@ -170,11 +182,9 @@ def decide(
 ) -> Admission:
     """Return the admission that a reply means. Raises GatewayError for a refusal."""
     limits = key.record.limits
-    levels = tuple(
-        LimitLevel(limit, level.remaining, level.reset_ms) for limit, level in zip(limits, reply.windows, strict=False)
-    )
+    levels = _levels(reply, key)
     if reply.status is ReserveStatus.ADMITTED:
-        return Admission(request_id, key, levels, (hold,))
+        return _admission(reply, request_id, key, hold)
     if reply.status is ReserveStatus.OBSERVED:
         return Admission(request_id, key, levels, (hold,), reply.reason)
     if reply.status is ReserveStatus.DISABLED:
@@ -187,6 +197,17 @@ def decide(
     if reply.reason is LimitReason.BALANCE:
         raise LimitReached(levels, BALANCE_EXHAUSTED)
     raise _window_reached(levels, limits[reply.position], reply.retry_ms)
+
+
+def _admission(reply: ReserveReply, request_id: str, key: KnownKey, hold: Hold) -> Admission:
+    return Admission(request_id, key, _levels(reply, key), (hold,))
+
+
+def _levels(reply: ReserveReply, key: KnownKey) -> tuple[LimitLevel, ...]:
+    levels = []
+    for limit, level in zip(key.record.limits, reply.windows, strict=False):
+        levels.append(LimitLevel(limit, level.remaining, level.reset_ms))
+    return tuple(levels)
 
 
 def _window_reached(levels: tuple[LimitLevel, ...], limit: Limit, retry_ms: int) -> LimitReached:

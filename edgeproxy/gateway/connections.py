@@ -66,6 +66,8 @@ class Pool:
         self._host = cast("str", url.hostname)
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = for_provider(provider) if url.scheme == "https" else None
+        limits_ms = (provider.first_byte_timeout_ms, provider.silence_timeout_ms, provider.total_timeout_ms)
+        self.shortest_s = min(*limits_ms, provider.idle_ms) / 1000  # no time limit that begins now ends sooner
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()  # those that are being opened, too
 
@@ -77,11 +79,10 @@ class Pool:
         """
         if for_upload and sum(each.is_uploading for each in self._open) * 2 >= self.provider.max_connections:
             raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.leave_pool():
-                connection.is_uploading = for_upload
-                return connection
+        connection = self.idle()
+        if connection is not None:
+            connection.is_uploading = for_upload
+            return connection
         if len(self._open) >= self.provider.max_connections:
             raise GatewayError(UPSTREAM_BUSY, retry_after_ms=1000)
         connection = Connection(self, asyncio.get_running_loop())
@@ -93,6 +94,14 @@ class Pool:
             self._open.discard(connection)
             raise
         return connection
+
+    def idle(self) -> "Connection | None":
+        """Return a connection that is the caller's as with `acquire`, None when none is idle."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.leave_pool():
+                return connection
+        return None
 
     async def _connect(self, connection: "Connection") -> None:
         loop = asyncio.get_running_loop()
@@ -125,11 +134,12 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
-        self._loop = loop
+        self.loop = loop
         self._transport: asyncio.Transport | None = None
         self._sink: AnswerSink | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._read_paused = False
         self._reset()
 
@@ -145,6 +155,7 @@ class Connection(asyncio.Protocol):
         self._is_complete = False
         self._is_reusable = True
         self._sent_at = self._read_at = 0.0
+        self._idle_until = 0.0  # 0 unless it is idle
 
     @property
     def written(self) -> bool:
@@ -163,7 +174,7 @@ class Connection(asyncio.Protocol):
             raise GatewayError(UPSTREAM_FAILED)
         self._sink = sink
         self._parser = httptools.HttpResponseParser(self)
-        self._sent_at = self._read_at = self._loop.time()
+        self._sent_at = self._read_at = self.loop.time()
         self._is_sending = not is_whole
         transport.write(outgoing)
         if transport.get_write_buffer_size() == 0:
@@ -176,9 +187,9 @@ class Connection(asyncio.Protocol):
             return  # the sink has been told
         self._transport.write(piece)
         if self._transport.get_write_buffer_size():
-            self._room = self._loop.create_future()
-            self._blocked_at = self._loop.time()
-            self._arm_anew()
+            self._room = self.loop.create_future()
+            self._blocked_at = self.loop.time()
+            self._arm()
             await self._room
             self._blocked_at = None
 
@@ -187,9 +198,9 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._is_sending = self.is_uploading = False
-        self._sent_at = self._loop.time()  # the provider can answer only now
+        self._sent_at = self.loop.time()  # the provider can answer only now
         if not self._status:
-            self._arm_anew()
+            self._arm()
         self._transport.write(last)
         if self._transport.get_write_buffer_size() == 0:
             self.resume_writing()
@@ -204,7 +215,7 @@ class Connection(asyncio.Protocol):
         """Go on reading."""
         if self._read_paused and self._transport is not None:
             self._read_paused = False
-            self._read_at = self._loop.time()
+            self._read_at = self.loop.time()
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -220,22 +231,18 @@ class Connection(asyncio.Protocol):
     def leave_pool(self) -> bool:
         """Stop being idle, and forget the exchange before. Whether the connection can be used."""
         self._reset()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         return self._transport is not None and not self._transport.is_closing()
 
     def _finish(self) -> None:
         """The exchange is over: say so, then go idle, or close when nothing more can be sent here."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._sink is not None:
             self._sink.answer_ended()  # writes the last bytes, and pauses us when its client is slow
         self._sink = None
-        self.resume()
-        if self._is_reusable and self.written and self._transport is not None:
-            self._timer = self._loop.call_later(self._pool.provider.idle_ms / 1000, self.abort)
+        if self._read_paused:
+            self.resume()
+        if self._is_reusable and self._has_left and self._transport is not None:
+            self._idle_until = self.loop.time() + self._pool.provider.idle_ms / 1000
+            self._arm()
             self._pool.keep(self)
         elif self._transport is not None:
             self._transport.abort()
@@ -246,17 +253,24 @@ class Connection(asyncio.Protocol):
         if sink is not None:
             sink.answer_failed(error)
 
-    # --- time limits: one timer, set to the earliest moment at which one of them can be exceeded
-
-    def _arm_anew(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._arm()
+    # --- time limits: one timer, which goes off no later than the earliest moment at which one of them can be exceeded.
+    # It is set anew only when that comes earlier than thought, or when it went off too early: not with each request.
 
     def _arm(self) -> None:
-        self._timer = self._loop.call_at(self._deadline(), self._check_time)
+        # No limit that begins now ends sooner than the shortest, and to those that had begun the timer was set.
+        if self._timer is not None and self._timer_at <= self.loop.time() + self._pool.shortest_s:
+            return
+        at = self._deadline()
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self.loop.call_at(at, self._check_time)
 
     def _deadline(self) -> float:
+        if self._idle_until:
+            return self._idle_until
         provider = self._pool.provider
         total_at = self._sent_at + provider.total_timeout_ms / 1000
         if self._is_sending and not self._status:
@@ -266,14 +280,17 @@ class Connection(asyncio.Protocol):
         if not self._status:
             return min(total_at, self._sent_at + provider.first_byte_timeout_ms / 1000)
         # A paused connection is silent because we do not listen.
-        since = self._loop.time() if self._read_paused else self._read_at
+        since = self.loop.time() if self._read_paused else self._read_at
         return min(total_at, since + provider.silence_timeout_ms / 1000)
 
     def _check_time(self) -> None:
-        if self._loop.time() >= self._deadline():
-            self._fail(GatewayError(UPSTREAM_TIMEOUT))
-        else:
+        self._timer = None
+        if self.loop.time() < self._deadline():
             self._arm()
+        elif self._idle_until:
+            self.abort()
+        else:
+            self._fail(GatewayError(UPSTREAM_TIMEOUT))
 
     # --- asyncio.Protocol
 
@@ -284,7 +301,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """All that was written has been sent: the request, when no more of it is to come."""
-        self._let_go_on()
+        if self._room is not None:
+            self._let_go_on()
         if self._is_sending:
             return
         self._has_left = True
@@ -297,10 +315,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, which calls back; then let the sink write what it got."""
-        if self._sink is None or self._parser is None:  # nobody asked for anything: not to be trusted any more
+        sink = self._sink
+        if sink is None or self._parser is None:  # nobody asked for anything: not to be trusted any more
             self.abort()
             return
-        self._read_at = self._loop.time()
+        self._read_at = self.loop.time()
         if not self._status:
             self._head_bytes += len(data)
         try:
@@ -314,11 +333,7 @@ class Connection(asyncio.Protocol):
                 self._fail(GatewayError(UPSTREAM_FAILED))
                 return
             self._is_reusable = False  # a whole answer, and something after it
-        self._after_read()
-
-    def _after_read(self) -> None:
-        """Let the sink write; it may have given up in the middle of what was read."""
-        if self._sink is None:
+        if self._sink is None:  # it gave up in the middle of what was read
             return
         if self._is_complete:
             self._finish()
@@ -331,6 +346,8 @@ class Connection(asyncio.Protocol):
         """The provider closed: the end of an answer that has no other end, else a failure."""
         self._transport = None
         self._is_reusable = False
+        if self._timer is not None:
+            self._timer.cancel()
         self._pool.closed(self)
         self._let_go_on()
         if self._sink is None:
@@ -361,8 +378,6 @@ class Connection(asyncio.Protocol):
             self._headers = []
             return
         self._status = status
-        if self._timer is not None:
-            self._timer.cancel()
         self._arm()
         self._sink.answer_began(status, self._headers)
 

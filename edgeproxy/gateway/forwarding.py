@@ -7,16 +7,14 @@ come. When the client leaves, the answer is read to its end within bounds, or st
 
 import asyncio
 import time
-from typing import cast
-
-from aiohttp import web
 
 from edgeproxy import tasks
 from edgeproxy.errors import UPSTREAM_CREDENTIALS, GatewayError
+from edgeproxy.gateway.answers import encode_head
 from edgeproxy.gateway.connections import Connection
 from edgeproxy.gateway.metering import Meter
 from edgeproxy.gateway.receiving import Body, ClientGoneError, Upload
-from edgeproxy.gateway.server import ClientConnection, encode_head
+from edgeproxy.gateway.requests import Request
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation
 from edgeproxy.providers.base import Headers
 from edgeproxy.providers.encoding import decoded, encoding_of
@@ -28,17 +26,17 @@ _BODILESS_STATUSES = (204, 304)
 
 
 async def forward(
-    connection: Connection, outgoing: bytes, relay: "Relay", request: web.BaseRequest, upload: Upload | None = None
+    connection: Connection, outgoing: bytes, relay: "Relay", request: Request, upload: Upload | None = None
 ) -> None:
     """Send a request and carry its answer to the client; returns when that is over, well or not.
 
     `upload` is what follows `outgoing`, as it comes. Raises GatewayError as long as nothing has been written to the
     client (later, the client's connection is reset), and ClientGoneError when the client left before all was sent.
     """
-    if request.transport is None:
+    client = request.protocol
+    if client.transport is None:
         connection.abort()
         raise ClientGoneError
-    client = cast("ClientConnection", request.protocol)
     client.relaying = relay
     try:
         connection.send(outgoing, relay, is_whole=upload is None)
@@ -100,7 +98,7 @@ class Relay:
 
     def __init__(
         self,
-        request: web.BaseRequest,
+        request: Request,
         connection: Connection,
         reservation: Reservation,
         headers: Headers,
@@ -108,6 +106,7 @@ class Relay:
         drains: Drains,
     ) -> None:
         self._request = request
+        self._client = request.protocol
         self._held = held
         self._drains = drains
         self._connection = connection
@@ -123,7 +122,7 @@ class Relay:
         self._client_left = False
         self._drain_timer: asyncio.TimerHandle | None = None  # set while the answer is read on for a client that left
         self._drained_bytes = 0
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over: asyncio.Future[None] = connection.loop.create_future()
         self.keep_alive = request.keep_alive
         self.status = 0  # 0 until the head is on its way
         self.first_byte_at = 0.0
@@ -147,14 +146,18 @@ class Relay:
         if not self._request.content.is_eof():  # what of the request was not read cannot be told from the next one
             self.keep_alive = False
         self.status = status
-        passed = self.meter.dialect.incoming_headers(status, headers, self._request_id) + self._headers
-        self._outbox.append(encode_head(status, passed + self._framing(status, headers), keep_alive=self.keep_alive))
+        passed = self.meter.dialect.incoming_headers(status, headers, self._request_id)
+        passed += self._headers
+        passed += self._framing(status, headers)
+        self._outbox.append(encode_head(status, passed, keep_alive=self.keep_alive))
 
     def answer_continued(self, chunk: bytes) -> None:
         """Meter a piece, and put it in line."""
         if self._doubtful is not None:
             self._doubtful.append(chunk)
-        self._put(self.meter.feed(chunk))
+        piece = self.meter.feed(chunk)
+        if piece:
+            self._outbox.append(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
         if self._drain_timer is not None:
             self._drained_bytes += len(chunk)
 
@@ -164,13 +167,18 @@ class Relay:
             if sum(map(len, self._doubtful)) <= _MAX_DOUBTFUL_BYTES:
                 return
             self._doubtful = None
-        if self.meter.is_finished:  # the client may take this for the end: it has to be counted before
+        reader = self.meter.reader
+        if reader is not None and reader.is_finished:  # the client may take this for the end: it is counted before
             self._reservation.resolve(self.status)
-        elif self._reservation.is_overdrawn and not self._client_left:  # the provider does not keep to its maximum
-            self._abort_client()
+        elif self._reservation.is_bounded and self._reservation.is_overdrawn and not self._client_left:
+            self._abort_client()  # the provider does not keep to its maximum
             self.stop()
             return
-        self._write()
+        outbox, transport = self._outbox, self._client.transport
+        if len(outbox) == 1 and transport is not None:  # one piece came: mostly
+            transport.write(outbox.pop())
+        else:
+            self._write()
         if self._drained_bytes > self._provider.drain_bytes:
             self.stop()
 
@@ -180,9 +188,11 @@ class Relay:
             self._take_back()
             self._refuse_credentials()
             return
-        self._put(self.meter.end())
+        piece = self.meter.end()
         if self._is_chunked:
-            self._outbox.append(b"0\r\n\r\n")
+            self._outbox.append(b"%x\r\n%b\r\n0\r\n\r\n" % (len(piece), piece) if piece else b"0\r\n\r\n")
+        elif piece:
+            self._outbox.append(piece)
         self._reservation.resolve(CLIENT_GONE if self._client_left and not self.status else self.status)
         self._write()
         self._end(None)
@@ -251,36 +261,27 @@ class Relay:
 
     def _framing(self, status: int, headers: Headers) -> Headers:
         """Return the headers that tell the client where the body ends; never the provider's own framing."""
-        length = next((value for name, value in headers if name == "content-length"), None)
         if status in _BODILESS_STATUSES:
             return []
-        if length is not None and not self.meter.may_change_length:
-            return [("content-length", length)]
+        if not self.meter.may_change_length:
+            for header in headers:
+                if header[0] == "content-length":
+                    return [header]
         if self._request.version >= (1, 1):
             self._is_chunked = True
             return [("transfer-encoding", "chunked")]
         self.keep_alive = False  # HTTP/1.0: the end of the connection is the end of the body
         return []
 
-    def _put(self, piece: bytes) -> None:
-        if not piece:
-            return
-        if self._is_chunked:
-            self._outbox.append(b"%x\r\n" % len(piece))
-            self._outbox.append(piece)
-            self._outbox.append(b"\r\n")
-        else:
-            self._outbox.append(piece)
-
     def _write(self) -> None:
-        transport = self._request.transport
-        if transport is not None and self._outbox:
-            transport.write(b"".join(self._outbox))
-        self._outbox.clear()
+        outbox, transport = self._outbox, self._client.transport
+        if outbox and transport is not None:
+            transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+        outbox.clear()
 
     def _abort_client(self) -> None:
         self.keep_alive = False
-        cast("ClientConnection", self._request.protocol).abort()
+        self._client.abort()
 
     def _end(self, error: GatewayError | None) -> None:
         if self._drain_timer is not None:

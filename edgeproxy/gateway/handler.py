@@ -4,14 +4,13 @@ Whatever happens, a client gets one answer in its own dialect; and what was admi
 """
 
 import time
-from dataclasses import dataclass, replace
-
-from aiohttp import web
+from dataclasses import replace
 
 from edgeproxy import logs
 from edgeproxy.config import Settings
 from edgeproxy.domain.keys import Reserve
 from edgeproxy.domain.peers import Peers
+from edgeproxy.domain.records import record
 from edgeproxy.errors import (
     COUNTERS_UNAVAILABLE,
     HTTPS_REQUIRED,
@@ -23,13 +22,15 @@ from edgeproxy.errors import (
 from edgeproxy.gateway import listing, routes
 from edgeproxy.gateway.access import AccessLog
 from edgeproxy.gateway.admission import LimitReached, RequestIds, Wish, admit, admit_upstream
+from edgeproxy.gateway.answers import Written, write
 from edgeproxy.gateway.authentication import Authentication, KnownKey
+from edgeproxy.gateway.connections import Connection
 from edgeproxy.gateway.forwarding import Drains, Relay, forward
 from edgeproxy.gateway.metering import Meter
 from edgeproxy.gateway.origins import Origins
 from edgeproxy.gateway.receiving import Bodies, Body, ClientGoneError, Upload
-from edgeproxy.gateway.routes import Query, Route
-from edgeproxy.gateway.server import Written, write
+from edgeproxy.gateway.requests import Request
+from edgeproxy.gateway.routes import NO_QUERY, Query, Route
 from edgeproxy.gateway.settlement import CLIENT_GONE, Reservation, Settlements, Ticket
 from edgeproxy.gateway.upstream import Upstreams
 from edgeproxy.hotstate.commands import HotState
@@ -42,11 +43,11 @@ _OWN_PATHS = ("/", "/healthz", "/readyz")
 _STORE_RETRY_MS = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Arrival:
     """A request as it came in: where it goes, when it came, and the id that its answer and its usage event carry."""
 
-    request: web.BaseRequest
+    request: Request
     path: str
     query: Query
     request_id: str
@@ -73,23 +74,30 @@ class Handler:
         self._metrics = metrics
         self._access = AccessLog(settings.logs)
         self._bodies = Bodies(settings.bounds)
+        self._lease_s = settings.stores.lease_ms / 1000
         self._drains = Drains(settings.bounds.max_drained)
         self._origins = Origins(settings.listen.cors_origins)
         self._ids = RequestIds()
         self._peers = Peers(settings.listen.trusted_proxies)
         self.is_draining = False  # a stop is near: what can go elsewhere should
 
-    async def handle(self, request: web.BaseRequest) -> Written:
+    async def handle(self, request: Request) -> Written:
         """Answer one request. Never raises but for cancellation."""
         path, _, query = request.raw_path.partition("?")
-        if (own := self._own_answer(request, path)) is not None:
-            return own
-        arrival = Arrival(request, path, Query(query), self._ids.next(self._hot.now_ms()), time.monotonic())
+        if path in _OWN_PATHS or request.method == "OPTIONS":
+            own = self._own_answer(request, path)
+            if own is not None:
+                return own
+        asked = Query(query) if query else NO_QUERY
+        arrival = Arrival(request, path, asked, self._ids.next(self._hot.now_ms()), time.monotonic())
         try:
-            self._require_https(request)
+            if "x-forwarded-proto" in request.headers:
+                self._require_https(request)
             route = routes.find(request.method, path, arrival.query, request.headers)
-            query_key = arrival.query.get("key") if route.dialect.name == "gemini" else ""
-            key = await self._authentication.authenticate(request.headers, query_key)
+            key = self._authentication.known(request.headers)
+            if key is None:
+                query_key = arrival.query.get("key") if route.dialect.name == "gemini" else ""
+                key = await self._authentication.authenticate(request.headers, query_key)
             if route.endpoint.body is not BodyKind.NONE:
                 return await self._serve(arrival, route, key)
             key = await self._authentication.look_again(key)  # it may have been revoked, and nothing will be reserved
@@ -103,15 +111,19 @@ class Handler:
             logs.event("request_failed", error=type(error).__name__, request_id=arrival.request_id)
             return self._refuse(arrival, GatewayError(INTERNAL))
 
-    def _require_https(self, request: web.BaseRequest) -> None:
+    def _require_https(self, request: Request) -> None:
         """Refuse what a proxy that is trusted took in clear, before its key is looked at. Raises GatewayError."""
-        if self._peers.came_plain(request.remote or "", request.headers.getall("x-forwarded-proto", ())):
+        if self._peers.came_plain(request.remote, request.values("x-forwarded-proto")):
             raise GatewayError(HTTPS_REQUIRED)
 
     async def _serve(self, arrival: Arrival, route: Route, key: KnownKey) -> Written:
-        with self._bodies.holding() as held:
+        with Body(self._bodies) as held:
             try:
-                incoming, form = await self._take_in(arrival.request, route, held)
+                if route.endpoint.body is BodyKind.JSON and arrival.request.whole:
+                    self._bodies.read_whole(arrival.request, held)
+                    incoming, form = Incoming(arrival.request.method, held.content, held.size, route.model), None
+                else:
+                    incoming, form = await self._take_in(arrival.request, route, held)
                 ticket = await self._admit(arrival, route, key, incoming, held)
             except GatewayError as error:
                 self._hot.count_refusal(key.record.partition, key.record.id, error.kind.status)
@@ -123,7 +135,7 @@ class Handler:
             with Reservation(ticket, self._settlements, self._access) as reservation:
                 return await self._forward(arrival, route, reservation, held, form)
 
-    async def _take_in(self, request: web.BaseRequest, route: Route, held: Body) -> tuple[Incoming, FormScanner | None]:
+    async def _take_in(self, request: Request, route: Route, held: Body) -> tuple[Incoming, FormScanner | None]:
         """Take in as much of the body as has to be known; of a form the beginning, and who goes on reading it."""
         kind = route.endpoint.body
         if kind is BodyKind.ANY:
@@ -138,7 +150,7 @@ class Handler:
             return form.found
 
         await self._bodies.read(request, held, is_enough)
-        if request.content.at_eof():
+        if request.is_read:
             form.end()
         # A form that does not say how long it is may be as long as any: what it is charged follows what comes.
         size = request.content_length or self._settings.bounds.max_body_bytes
@@ -149,22 +161,30 @@ class Handler:
         strict = key.record.reserve is Reserve.STRICT
         facts = route.endpoint.read_request(replace(incoming, strict=True) if strict else incoming)
         target = self._upstreams.choose(route, facts)
-        facts = target.with_charges(facts)
+        if facts.features:
+            facts = target.with_charges(facts)
         bounds = self._settings.bounds
         asks_for_usage = target.asks_for_usage(facts)
         model = target.model.upstream_model or facts.model
-        held.content = route.endpoint.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
+        if asks_for_usage or model != facts.model:
+            held.content = route.endpoint.outgoing_body(held.content, facts, model, ask_for_usage=asks_for_usage)
         size = max(incoming.size, len(held.content))
         wish = Wish(arrival.request_id, facts, target.model, size, bounds.reserve_output_tokens)
-        admission = await admit(wish, key, self._hot, self._authentication, self._settlements.give_back)
-        if target.shared is not None:
-            admission = await admit_upstream(admission, target.shared, self._hot, self._settlements.give_back)
-        if admission.observed is not None:
-            self._metrics.observed_refusals.labels(admission.observed.name.lower()).inc()
-        if admission.lowered_output is not None:
-            held.content = route.endpoint.with_output_max(held.content, facts, admission.lowered_output)
-            facts = replace(facts, output_max=admission.lowered_output)
-        meter = Meter(route, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
+        give_back = self._settlements.give_back
+        admission = await admit(wish, key, self._hot, self._authentication, give_back)
+        try:
+            if target.shared is not None:
+                admission = await admit_upstream(admission, target.shared, self._hot, give_back)
+            if admission.observed is not None:
+                self._metrics.observed_refusals.labels(admission.observed.name.lower()).inc()
+            if admission.lowered_output is not None:
+                held.content = route.endpoint.with_output_max(held.content, facts, admission.lowered_output)
+                facts = replace(facts, output_max=admission.lowered_output)
+            meter = Meter(route, facts, asks_for_usage=asks_for_usage, max_bytes=bounds.max_metered_bytes)
+        except BaseException:  # refused there, or cancelled: nothing was sent, and nothing is charged
+            for hold in admission.holds:
+                give_back(hold)
+            raise
         return Ticket(admission, target, facts, meter)
 
     async def _forward(
@@ -178,16 +198,23 @@ class Handler:
             reservation.ticket.meter.received = held.received
         head = target.encode(request.method, route, arrival.query, request.headers, length)
         headers = route.dialect.limit_headers(reservation.ticket.admission.levels, self._hot.now_ms())
-        headers += self._origins.headers(request.headers)
+        if self._origins.allowed:
+            headers += self._origins.headers(request.headers)
         name = target.provider.name
         try:
-            connection = await target.pool.acquire(for_upload=upload is not None)
+            connection = None if upload is not None else target.pool.idle()
+            if connection is None:
+                connection = await target.pool.acquire(for_upload=upload is not None)
+            self._require_held(reservation, connection)
             relay = Relay(request, connection, reservation, headers, held, self._drains)
             reservation.sent_on(connection)
             self._metrics.overhead_seconds.observe(time.monotonic() - arrival.at)
-            with self._metrics.open_streams.track_inprogress():
-                body = held.take() if upload is None else upload.framed(held.take())
+            body = held.take() if upload is None else upload.framed(held.take())
+            self._metrics.open_streams.inc()
+            try:
                 await forward(connection, head + body, relay, request, upload)
+            finally:
+                self._metrics.open_streams.dec()
         except GatewayError as error:
             self._metrics.upstream_errors.labels(name, error.kind.code).inc()
             raise
@@ -199,12 +226,18 @@ class Handler:
         self._metrics.requests.labels(route.dialect.name, str(relay.status or CLIENT_GONE)).inc()
         return Written(keep_alive=relay.keep_alive)
 
-    def _rest(self, request: web.BaseRequest, held: Body, form: FormScanner | None) -> tuple[Upload | None, int | None]:
+    def _require_held(self, reservation: Reservation, connection: Connection) -> None:
+        """Send nothing for which nothing may be reserved any more. Raises GatewayError."""
+        if not reservation.is_held(self._lease_s):
+            connection.abort()
+            raise GatewayError(COUNTERS_UNAVAILABLE, retry_after_ms=_STORE_RETRY_MS)
+
+    def _rest(self, request: Request, held: Body, form: FormScanner | None) -> tuple[Upload | None, int | None]:
         """Return what of the body is still to come, None if nothing is; and how long the whole is, as it is sent.
 
         Raises GatewayError when it is a form that was cut short.
         """
-        if request.content.at_eof():
+        if request.is_read:
             if form is not None:
                 form.end()
             return None, len(held.content)
@@ -234,14 +267,14 @@ class Handler:
         self._metrics.requests.labels(route.dialect.name, "200").inc()
         return write(arrival.request, 200, headers, body)
 
-    def _own_answer(self, request: web.BaseRequest, path: str) -> Written | None:
+    def _own_answer(self, request: Request, path: str) -> Written | None:
         """Answer what needs no key: a page of our own, a browser's question."""
         if path in _OWN_PATHS:
             return self._own_page(request, path)
         preflight = self._origins.preflight(request.method, path, request.headers)
         return None if preflight is None else write(request, 200, preflight, b"")
 
-    def _own_page(self, request: web.BaseRequest, path: str) -> Written:
+    def _own_page(self, request: Request, path: str) -> Written:
         """`/`: there is a gateway here. `/healthz`: the process is alive. `/readyz`: it can admit requests."""
         reasons = []
         if path == "/readyz":

@@ -146,7 +146,7 @@ class Limits:
 class Sieve:
     """Where one connection's bytes pass or are refused. After a refusal nothing passes any more."""
 
-    __slots__ = ("_after", "_expected", "_held", "_left", "_limits", "_saw_blank", "refusal")
+    __slots__ = ("_after", "_expected", "_held", "_left", "_limits", "_saw_blank", "plain_bytes", "refusal")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -155,6 +155,7 @@ class Sieve:
         self._held = b""
         self._left = 0  # of what is expected: bytes of a body or of a chunk
         self._saw_blank = False
+        self.plain_bytes = 0  # of the head, when what was fed last is one plain request and nothing else
         self.refusal: Rule | None = None
 
     @property
@@ -169,6 +170,7 @@ class Sieve:
 
     def feed(self, data: bytes) -> bytes:
         """Return what may be parsed now, of these bytes and of those that were held. It may set `refusal`."""
+        self.plain_bytes = 0
         if self.refusal is not None:
             return b""
         if self._takes_whole(data):
@@ -203,6 +205,8 @@ class Sieve:
         left = int(found[2] or 0) - len(data) + found.end()
         if left > 0:
             self._expected, self._left = _Expected.BODY, left
+        elif not left:
+            self.plain_bytes = found.end()
         self._saw_blank = False
         return left >= 0
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,7 @@ import orjson
 
 from edgeproxy import logs
 from edgeproxy.domain.limits import Amounts
+from edgeproxy.domain.records import record
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.hotstate import keyspace, scripts
 
@@ -28,7 +29,7 @@ _PARTITIONS = 64
 _MAX_BYTES = 256 * 2**20  # of one file: half a million lines. More than that was open in no process
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settlement:
     """How a reservation ends: what is sent to Redis, until Redis says that it is so."""
 
@@ -42,9 +43,14 @@ class Settlement:
     @property
     def arguments(self) -> scripts.Arguments:
         """The arguments of the script."""
-        state, ring = keyspace.state(self.partition, self.holder), keyspace.ring(self.partition, self.holder)
-        scope = scripts.Scope(self.holder, state, ring, 0)  # a settle asks for no version
-        return scripts.settle_args(self.partition, self.request_id, [scope], self.outcome, self.amounts, self.event)
+        scopes = _scopes(self.partition, self.holder)
+        return scripts.settle_args(self.partition, self.request_id, scopes, self.outcome, self.amounts, self.event)
+
+
+@lru_cache(maxsize=4096)
+def _scopes(partition: int, holder: str) -> tuple[scripts.Scope]:
+    state, ring = keyspace.state(partition, holder), keyspace.ring(partition, holder)
+    return (scripts.Scope(holder, state, ring, 0),)  # a settle asks for no version
 
 
 def encode(settlement: Settlement) -> bytes:
@@ -91,31 +97,44 @@ class Journal:
         self._folder = folder
         self._file = -1
         self._path = folder / f"{uuid4()}.journal"
+        self._size = 0
         self.lines = 0  # in the file now
 
     def write(self, settlements: Sequence[Settlement]) -> bool:
         """Append settlements, and return whether the system has them. A failure is logged."""
+        content = b"".join(map(encode, settlements))
         try:
             if self._file < 0:
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                made = self._path.with_suffix(".new")  # nobody takes over what is not locked yet
-                self._file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-                made.rename(self._path)
-            content = b"".join(map(encode, settlements))
+                self._file = self._made()
             while content:  # ends: each turn writes something, or raises
                 content = content[os.write(self._file, content) :]
         except OSError as error:
             logs.event("journal_not_written", error=type(error).__name__, count=len(settlements))
+            if self._file >= 0:
+                os.ftruncate(self._file, self._size)  # a line that is cut off would spoil the next one
             return False
+        self._size = os.fstat(self._file).st_size
         self.lines += len(settlements)
         return True
+
+    def _made(self) -> int:
+        """Return the file, made and locked. Nobody takes over what has not got its name yet."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            new.rename(self._path)
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     def clear(self) -> None:
         """Forget all lines: Redis has confirmed every one of them."""
         if self.lines:
             os.ftruncate(self._file, 0)
-            self.lines = 0
+            self.lines = self._size = 0
 
     def close(self) -> None:
         """Let the file go. It stays where it is if it has lines."""

@@ -13,8 +13,7 @@
 The request itself counts in every case: it was admitted.
 """
 
-from dataclasses import dataclass
-
+from edgeproxy.domain.records import record
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import Usage
 from edgeproxy.gateway.routes import Route
@@ -32,7 +31,7 @@ def _tells_nothing(_answer: dict[str, object]) -> Usage | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Charge:
     """How a reservation is to be resolved."""
 
@@ -50,16 +49,11 @@ class Meter:
         self._facts = facts
         self._asks_for_usage = asks_for_usage
         self._max_bytes = max_bytes
-        self._reader: UsageReader | None = None
+        self.reader: UsageReader | None = None  # None as long as nothing is to be read
         self._status = 0
         self._unchecked = 0  # bytes
         self.may_change_length = False  # whether `feed` can return less than it got
         self.received: int | None = None  # bytes of a request whose size was not known when it was estimated
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the answer's own last word has passed, after which a client may stop listening."""
-        return self._reader is not None and self._reader.is_finished
 
     def begin(self, status: int, headers: Headers) -> None:
         """The answer has this status and these headers."""
@@ -67,32 +61,36 @@ class Meter:
         if not 200 <= status < 300 or self._facts.is_free:
             return
         named = dict(headers)
-        encoding = encoding_of(named.get("content-encoding", ""))
+        encoding = encoding_of(named["content-encoding"]) if "content-encoding" in named else ""
         content_type = named.get("content-type", "").partition(";")[0].strip().lower()
         if self._facts.stream and content_type != _JSON:
             content_type = _EVENTS  # a server that does not say so streams all the same
         if encoding == "unknown":
-            self._reader = ObjectReader(0, _tells_nothing, self._facts.output_max)  # its size is all that is known
+            self.reader = ObjectReader(0, _tells_nothing, self._facts.output_max)  # its size is all that is known
             return
         self.may_change_length = self._asks_for_usage and not encoding
-        self._reader = self._endpoint.reader(
+        self.reader = self._endpoint.reader(
             self._facts, content_type, ask_for_usage=self.may_change_length, max_bytes=self._max_bytes
         )
         if encoding:
-            self._reader = DecodingReader(self._reader)
+            self.reader = DecodingReader(self.reader)
 
     def feed(self, chunk: bytes) -> bytes:
         """Read a chunk and return what is to be forwarded of it."""
         self._unchecked += len(chunk)
-        return chunk if self._reader is None else self._reader.feed(chunk)
+        return chunk if self.reader is None else self.reader.feed(chunk)
 
     def end(self) -> bytes:
         """Return what is still to be forwarded."""
-        return b"" if self._reader is None else self._reader.end()
+        return b"" if self.reader is None else self.reader.end()
 
     def output_so_far(self) -> int:
         """Return a lower bound of the output tokens that have passed; 0 where only the end of the answer tells."""
-        return 0 if self._reader is None else self._reader.output_so_far()
+        return 0 if self.reader is None else self.reader.output_so_far()
+
+    def so_far(self) -> tuple[int, int]:
+        """Return the input and output tokens that have passed, as far as that costs next to nothing to know."""
+        return (0, 0) if self.reader is None else (self._input_estimate(), self.output_so_far())
 
     def is_over(self, output_tokens: int) -> bool:
         """Whether more output has passed than was reserved, beyond doubt. Looks only now and then.
@@ -107,8 +105,9 @@ class Meter:
 
     def charge(self, *, written: bool) -> Charge:
         """Return what is charged, were the answer over now. `written`: whether the whole request had left."""
-        if self._reader is not None:
-            return Charge(Outcome.POST, self._reader.usage(self._input_estimate()))
+        if self.reader is not None:
+            estimate = self._facts.input_estimate if self.received is None else self._input_estimate()
+            return Charge(Outcome.POST, self.reader.usage(estimate))
         if self._status or not written or self._facts.is_free:
             return Charge(Outcome.VOID, _NOTHING)
         return Charge(Outcome.POST, Usage(input_uncached=self._input_estimate(), estimated=True))

@@ -37,15 +37,15 @@ class Origins:
     """The allow-list. An empty one adds no header to any answer."""
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._allowed = frozenset(allowed)
+        self.allowed = frozenset(allowed)
 
     def headers(self, asked: Mapping[str, str]) -> Headers:
         """Return what to add to an answer to a request with these headers."""
-        if not self._allowed:
+        if not self.allowed:
             return []
         added: Headers = [("vary", "Origin")]  # a cache must not give one page's answer to another's
         origin = asked.get("origin")
-        if origin in self._allowed:
+        if origin in self.allowed:
             added.append(("access-control-allow-origin", origin))
             added.append(("access-control-expose-headers", ", ".join(_ANSWER_HEADERS)))
         return added
@@ -56,7 +56,7 @@ class Origins:
         None too for another origin, and for a path that is not served: the answer to those is that of anybody else.
         """
         is_question = method == "OPTIONS" and "access-control-request-method" in asked
-        if not is_question or asked.get("origin") not in self._allowed:
+        if not is_question or asked.get("origin") not in self.allowed:
             return None
         calls = (dialect.find(path) for dialect in DIALECTS.values())
         methods = sorted({name for call in calls if call is not None for name in call.endpoint.methods})

@@ -8,9 +8,9 @@ counts: a provider that is slow in taking an upload does not make its client lat
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 from aiohttp import ClientError, web
 from aiohttp.web import RequestPayloadError
@@ -24,6 +24,7 @@ from edgeproxy.errors import (
     UNSUPPORTED_ENCODING,
     GatewayError,
 )
+from edgeproxy.gateway.requests import Request
 from edgeproxy.providers.multipart import FormScanner
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -44,18 +45,21 @@ class Bodies:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._held_bytes = 0
+        self.held_bytes = 0
 
-    @contextmanager
-    def holding(self) -> Iterator["Body"]:
-        """Hold one body; what it took is given back when the block ends."""
-        body = Body(self)
-        try:
-            yield body
-        finally:
-            body.release()
+    def read_whole(self, request: Request, body: "Body") -> None:
+        """Do what `read` does for a body that came whole, where nothing has to be waited for. Raises GatewayError."""
+        self._begin(request)
+        content, request.whole = request.whole, b""
+        size = len(content)
+        if size > self._bounds.max_body_bytes:
+            raise GatewayError(BODY_TOO_LARGE)
+        if self.held_bytes + size > self._bounds.max_buffered_bytes:
+            raise GatewayError(OVERLOADED, retry_after_ms=_RETRY_MS)
+        self.held_bytes += size
+        body.has_begun, body.content, body.size, body.received = True, content, size, size
 
-    async def read(self, request: web.BaseRequest, body: "Body", is_enough: Callable[[bytes], bool] = _never) -> None:
+    async def read(self, request: Request, body: "Body", is_enough: Callable[[bytes], bool] = _never) -> None:
         """Read into `body` until `is_enough`, which is shown each chunk, says so; without it, to the end.
 
         Raises GatewayError: 413 as soon as it is known to be too large, 408, 415, 503, 400 for broken framing; and
@@ -70,14 +74,14 @@ class Bodies:
                 break
         body.content = parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def next_chunk(self, request: web.BaseRequest, body: "Body") -> bytes:
+    async def next_chunk(self, request: Request, body: "Body") -> bytes:
         """Return what came next, without holding it; b"" at the end. Raises as `read` does."""
         if not body.has_begun:
             self._begin(request)
             body.has_begun = True
         try:
             # Mostly it is here already, and nothing has to be waited for.
-            chunk = request.content.read_nowait() or await self._wait(request, body)
+            chunk = request.take() or await self._wait(request, body)
         except TimeoutError:
             raise GatewayError(BODY_TIMEOUT) from None
         except (OSError, ClientError):
@@ -91,9 +95,9 @@ class Bodies:
             raise GatewayError(BODY_TOO_LARGE)
         return chunk
 
-    async def _wait(self, request: web.BaseRequest, body: "Body") -> bytes:
+    async def _wait(self, request: Request, body: "Body") -> bytes:
         """Return what comes next, b"" at the end. Raises TimeoutError when it is late."""
-        if request.content.at_eof():
+        if request.is_read:
             return b""
         bounds = self._bounds
         time = asyncio.get_running_loop().time
@@ -105,26 +109,27 @@ class Bodies:
         body.waited_s += time() - since
         return chunk
 
-    def _begin(self, request: web.BaseRequest) -> None:
+    def _begin(self, request: Request) -> None:
         """Refuse what is known to be of no use, before any of it is read; then ask for it, where that is waited for."""
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        headers = request.headers
+        if "content-encoding" in headers and headers["content-encoding"].lower() != "identity":
             raise GatewayError(UNSUPPORTED_ENCODING)
         if (request.content_length or 0) > self._bounds.max_body_bytes:
             raise GatewayError(BODY_TOO_LARGE)
         # RFC 9110, 10.1.1: not for 1.0, and not needed when the body is on its way already.
-        is_asked = request.headers.get("expect", "").lower() == "100-continue" and request.version >= (1, 1)
-        if is_asked and not request.content.total_bytes and request.transport is not None:
+        is_asked = "expect" in headers and headers["expect"].lower() == "100-continue" and request.version >= (1, 1)
+        if is_asked and not request.whole and not request.content.total_bytes and request.transport is not None:
             request.transport.write(_CONTINUE)
 
     def change(self, size: int) -> None:
         """Take `size` more bytes, or give them back. Raises GatewayError (503) when it would be too much."""
-        if self._held_bytes + size > self._bounds.max_buffered_bytes:
+        if self.held_bytes + size > self._bounds.max_buffered_bytes:
             raise GatewayError(OVERLOADED, retry_after_ms=_RETRY_MS)
-        self._held_bytes += size
+        self.held_bytes += size
 
 
 class Body:
-    """One request's body while it is held, and how much it takes."""
+    """One request's body while it is held, and how much it takes: given back when the block ends that it is for."""
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -134,6 +139,12 @@ class Body:
         self.has_begun = False
         self.waited_s = 0.0  # for the client, altogether
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def take(self) -> bytes:
         """Return the content, which is in memory until `release`, although not here."""
         content, self.content = self.content, b""
@@ -142,8 +153,9 @@ class Body:
     def release(self) -> None:
         """Hold nothing any more, and give back what it took."""
         self.content = b""
-        self._bodies.change(-self.size)
-        self.size = 0
+        if self.size:
+            self._bodies.held_bytes -= self.size
+            self.size = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +163,7 @@ class Upload:
     """The part of a body that is not held, but handed on as it comes. A form is read along, and may be refused."""
 
     bodies: Bodies
-    request: web.BaseRequest
+    request: Request
     body: Body
     form: FormScanner | None
     is_chunked: bool  # its length is not known beforehand
@@ -165,7 +177,7 @@ class Upload:
         chunk = await self.bodies.next_chunk(self.request, self.body)
         if self.form is not None and chunk:
             self.form.feed(chunk)
-        if self.form is not None and self.request.content.at_eof():
+        if self.form is not None and self.request.is_read:
             self.form.end()
         return self.framed(chunk)
 

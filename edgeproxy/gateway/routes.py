@@ -4,10 +4,10 @@ Some paths mean three things: `GET /v1/models` is asked by clients of every dial
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qsl, quote, unquote_plus
 
+from edgeproxy.domain.records import record
 from edgeproxy.errors import METHOD_NOT_ALLOWED, PATH_NOT_FOUND, UPGRADE_REFUSED, GatewayError
 from edgeproxy.providers.base import AllowedQuery, Call, Dialect, Endpoint
 from edgeproxy.providers.registry import DIALECTS
@@ -17,7 +17,7 @@ _SEPARATORS = frozenset(";#")
 _GEMINI_PREFIXES = ("/v1beta/", "/upload/")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Route:
     """The dialect and the operation that are asked for.
 
@@ -32,11 +32,11 @@ class Route:
 
     def upstream_path(self, base_path: str, model: str) -> str:
         """Return the path to send to a provider whose base URL has this path."""
-        path = self.path.replace("{model}", quote(model, safe=""))
+        path = self.path.replace("{model}", quote(model, safe="")) if "{" in self.path else self.path
         return self.dialect.upstream_path(base_path.rstrip("/"), path)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Query:
     """The query of a request. `raw` is what stands in the request line: it can hold a key, and is never written out."""
 
@@ -68,25 +68,36 @@ class Query:
         return "&".join(kept)
 
 
+NO_QUERY = Query("")
+
+
 def find(method: str, path: str, query: Query, headers: Mapping[str, str]) -> Route:
     """Return the route. Raises GatewayError (404, 405, 426)."""
-    if headers.get("upgrade", "").lower() == "websocket":
+    if "upgrade" in headers and headers["upgrade"].lower() == "websocket":
         raise GatewayError(UPGRADE_REFUSED)
-    dialect, call = _spoken(method, path, query, headers)
-    if call is None:
+    _, route, methods = _spoken(method, path, _sender(query, headers))
+    if route is None:
         raise GatewayError(PATH_NOT_FOUND)
-    if method not in call.endpoint.methods:
-        raise GatewayError(METHOD_NOT_ALLOWED, f"This path takes {' and '.join(call.endpoint.methods)} requests only.")
-    return Route(dialect, call.endpoint, call.path, call.model)
+    if method not in methods:
+        raise GatewayError(METHOD_NOT_ALLOWED, f"This path takes {' and '.join(methods)} requests only.")
+    return route
 
 
 def dialect_of(method: str, path: str, query: Query, headers: Mapping[str, str]) -> Dialect:
     """Return the dialect in which a request is answered, whatever the answer is."""
-    return _spoken(method, path, query, headers)[0]
+    return _spoken(method, path, _sender(query, headers))[0]
 
 
-def _spoken(method: str, path: str, query: Query, headers: Mapping[str, str]) -> tuple[Dialect, Call | None]:
-    """Return the dialect that a request speaks, and what it asks for there.
+def _sender(query: Query, headers: Mapping[str, str]) -> str:
+    """Return the dialect whose clients alone send such headers, or such a query; "" where that tells nothing."""
+    if "anthropic-version" in headers:
+        return "anthropic"
+    return "gemini" if "x-goog-api-key" in headers or (query.raw and query.get("key")) else ""
+
+
+@lru_cache(maxsize=256)
+def _spoken(method: str, path: str, sender: str) -> tuple[Dialect, Route | None, tuple[str, ...]]:
+    """Return the dialect that a request speaks, what it asks for there, and with which methods that can be asked.
 
     The path and the method decide where only one dialect has them; then what only one dialect's clients send.
     """
@@ -94,16 +105,16 @@ def _spoken(method: str, path: str, query: Query, headers: Mapping[str, str]) ->
     fitting = {name: call for name, call in calls.items() if method in call.endpoint.methods} or calls
     if len(fitting) == 1:
         name = next(iter(fitting))
-    elif "anthropic-version" in headers or path.startswith("/v1/messages"):
+    elif sender == "anthropic" or path.startswith("/v1/messages"):
         name = "anthropic"
-    elif path.startswith(_GEMINI_PREFIXES) or "x-goog-api-key" in headers or (query.raw and query.get("key")):
-        name = "gemini"
     else:
-        name = "openai"
-    return DIALECTS[name], fitting.get(name)
+        name = "gemini" if path.startswith(_GEMINI_PREFIXES) or sender else "openai"
+    call = fitting.get(name)
+    if call is None:
+        return DIALECTS[name], None, ()
+    return DIALECTS[name], Route(DIALECTS[name], call.endpoint, call.path, call.model), call.endpoint.methods
 
 
-@lru_cache(maxsize=256)
 def _calls(path: str) -> dict[str, Call]:
     """Return what a path asks for in each dialect that has it. Paths are few, but for the models' names in Gemini's."""
     found = ((name, dialect.find(path)) for name, dialect in DIALECTS.items())

@@ -1,8 +1,8 @@
-"""The client's side of the wire: aiohttp's low-level server, with the answer's bytes left to us.
+"""The client's side of the wire: aiohttp's low-level server, with the loop over requests and their answers left to us.
 
-aiohttp parses requests and keeps connections; it sees only what `hygiene` lets pass. What goes back is written
-straight to the transport, so that a chunk of an answer costs one write. aiohttp's own error pages and logs, which quote
-what they choke on, are never reached.
+aiohttp keeps connections and parses what is not plain (see `requests`); it sees only what `hygiene` lets pass. What
+goes back is written straight to the transport, so that a chunk of an answer costs one write. aiohttp's own error pages
+and logs, which quote what they choke on, are never reached.
 
 Time limits of a connection: aiohttp's own timer closes an idle one. A second one runs only when something is late: a
 head that has begun and is not complete, or an answer that waits for its client.
@@ -12,22 +12,23 @@ import asyncio
 import socket
 import struct
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web import RequestPayloadError
+from aiohttp.web import PayloadAccessError, RequestPayloadError
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from edgeproxy import logs
 from edgeproxy.config import Bounds
 from edgeproxy.errors import BAD_HTTP, HEAD_TIMEOUT, OVERLOADED, ErrorKind, GatewayError
+from edgeproxy.gateway.answers import Written, encode_head, write
 from edgeproxy.gateway.hygiene import Limits, Sieve
+from edgeproxy.gateway.requests import Relaying, Request
 from edgeproxy.metrics import Metrics
-from edgeproxy.providers.base import Headers
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time: closing sends RST instead of FIN
 _LINGER_S = 5.0  # how long the rest of what is refused is read, so that its sender sees the answer
@@ -35,20 +36,9 @@ _MAX_TURNED_AWAY = 1000  # connections beyond the bound that are being told so
 _TURN_AWAY_S = 1.0  # how long that may take
 _ACKED_AT = 120  # tcpi_bytes_acked in Linux' struct tcp_info (linux/tcp.h), 8 bytes
 _WRITE_BUFFER_BYTES = 64 * 1024  # for one client; over TLS a transport would hold eight times as much by itself
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
-class Relaying(Protocol):
-    """Whoever writes an answer to a client has to hear of these."""
-
-    def client_slow(self) -> None:
-        """More is waiting for the client than should."""
-
-    def client_ready(self) -> None:
-        """The client took what was waiting."""
-
-    def client_lost(self) -> None:
-        """The client is gone."""
+Handle = Callable[[Request], Awaitable[Written]]
 
 
 class ClientConnection(RequestHandler):
@@ -111,6 +101,8 @@ class ClientConnection(RequestHandler):
         if not data or self._is_refused:
             return
         passed = self._sieve.feed(data)
+        if self._sieve.plain_bytes and self._takes_plain(data):
+            return
         if passed:
             super().data_received(passed)
             self._note_messages()
@@ -122,6 +114,20 @@ class ClientConnection(RequestHandler):
         elif passed or not self._head_until:
             self._head_until = self._loop.time() + self._bounds.head_timeout_ms / 1000
             self._set_timer()
+
+    def _takes_plain(self, data: bytes) -> bool:
+        """Take one whole request, if one is waited for: then aiohttp's parser is between two requests, and stays so."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._messages:
+            return False
+        request = Request.plain(self, data, self._sieve.plain_bytes)
+        if request is None:
+            return False
+        self._newest_body = EMPTY_PAYLOAD
+        self._head_until = 0.0
+        self._messages.append((request, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # `_answer_next` knows both
+        waiter.set_result(None)
+        return True
 
     def _note_messages(self) -> None:
         """Remember whose body is coming. What the parser did not take for HTTP is no more read than what we did not."""
@@ -176,7 +182,77 @@ class ClientConnection(RequestHandler):
         if self.relaying is not None:
             self.relaying.client_lost()
 
-    async def answered(self, request: web.BaseRequest) -> None:
+    # --- one request after another
+
+    async def start(self) -> None:
+        """Answer requests until the connection closes. aiohttp's own way makes a task and two objects for each."""
+        handle = cast("Handle", self._request_handler)
+        loop = self._loop
+        while not self._force_close:
+            if not self._messages:
+                self._waiter = loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            try:
+                is_kept = await self._answer_next(handle)
+            except asyncio.CancelledError:
+                self.force_close()
+                raise
+            except Exception as error:  # noqa: BLE001 - the last resort: it ends one connection, not the worker
+                self.log_exception(exc_info=error)
+                self.force_close()
+                return
+            if not is_kept or self._close:
+                break
+            self._next_keepalive_close_time = loop.time() + self._keepalive_timeout
+            if self._keepalive_handle is None:
+                self._keepalive_handle = loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _answer_next(self, handle: Handle) -> bool:
+        """Answer the request that came first; return whether there may be another."""
+        messages: deque[Any] = self._messages  # of aiohttp's, and of `_takes_plain`'s
+        message, content = messages.popleft()
+        if isinstance(message, Request):
+            request = message
+        else:
+            self._make_room()
+            if isinstance(message, _ErrInfo):
+                request = Request.refused(self, content)
+            else:
+                request = Request.parsed(self, message, content)
+        self._request_in_progress = True
+        self._current_request = request  # type: ignore[assignment]  # of which aiohttp only calls `_cancel`
+        try:
+            written = self._explain(request, message) if isinstance(message, _ErrInfo) else await handle(request)
+            self._current_request = None
+            if self._is_refused or (self.transport is not None and self.transport.get_write_buffer_size()):
+                await self._answered(request)
+        except ConnectionError:
+            return False
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        self._keepalive = written.keep_alive
+        if content is not EMPTY_PAYLOAD:
+            await self._read_rest(content)
+        return written.keep_alive
+
+    def _make_room(self) -> None:
+        """Let the parser go on with requests that it has put by, now that one less waits."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    async def _answered(self, request: Request) -> None:
         """Return when the client has taken most of the answer: answers must not pile up. Raises ConnectionError.
 
         From a client that was refused, read on for a while and drop it: closing at once could destroy the answer.
@@ -189,6 +265,24 @@ class ClientConnection(RequestHandler):
                 async with asyncio.timeout(_LINGER_S):
                     await self._newest_body.wait_eof()
             self._newest_body.feed_eof()
+
+    async def _read_rest(self, content: StreamReader) -> None:
+        """Read what still comes of a body that nobody needed, and after it, until its sender has seen the answer.
+
+        For a while: the answer has told that this connection ends.
+        """
+        if not content.is_eof() and not self._force_close:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LINGER_S):
+                    while not content.is_eof():
+                        await content.readany()
+                    if self.transport is not None and self.transport.can_write_eof():
+                        self.transport.write_eof()  # as RFC 9112, 9.6 says: close in two steps
+                        self._is_refused = True
+                        self._newest_body = StreamReader(self, self._read_bufsize, loop=self._loop)
+                        await self._newest_body.wait_eof()
+            self.close()
+        content.set_exception(PayloadAccessError())
 
     # --- time limits: one timer, set to the earliest moment at which one of them can be exceeded
 
@@ -263,15 +357,9 @@ class ClientConnection(RequestHandler):
             return
         logs.event("connection_failed", error=type(error).__name__)
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
+    def _explain(self, request: Request, fault: _ErrInfo) -> Written:
         """Answer what cannot be read as HTTP with one fixed body; the connection is of no use any more."""
-        kind = exc.kind if isinstance(exc, GatewayError) else BAD_HTTP
+        kind = fault.exc.kind if isinstance(fault.exc, GatewayError) else BAD_HTTP
         self._metrics.refusals.labels(kind.code).inc()
         return write(request, kind.status, [("content-type", "text/plain")], _page(kind))
 
@@ -297,10 +385,8 @@ def _acknowledged_bytes(transport: asyncio.Transport) -> int:
 class Server(web.Server):
     """Makes a `ClientConnection` for every client."""
 
-    def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], bounds: Bounds, metrics: Metrics
-    ) -> None:
-        super().__init__(handler)
+    def __init__(self, handler: Handle, bounds: Bounds, metrics: Metrics) -> None:
+        super().__init__(cast("Any", handler))  # called by `ClientConnection.start` alone
         self._metrics = metrics
         self._turned_away = 0
         self.use(bounds)
@@ -352,39 +438,3 @@ class Server(web.Server):
         """Close idle connections now, the others when their answers are over, after `timeout` seconds at the latest."""
         self.pre_shutdown()
         await super().shutdown(timeout)
-
-
-class Written(web.StreamResponse):
-    """Tells aiohttp that the answer is on the wire already."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Go on with the connection when the client is ready for it."""
-        await cast("ClientConnection", request.protocol).answered(request)
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""
-
-
-def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) -> Written:
-    """Write a whole answer of ours."""
-    # What of the request was not read cannot be told from the next one.
-    is_read = request.content.is_eof()
-    keep_alive = request.keep_alive and is_read
-    head = encode_head(status, [*headers, ("content-length", str(len(body)))], keep_alive=keep_alive)
-    if request.transport is not None:
-        request.transport.write(head + (b"" if request.method == "HEAD" else body))
-        if not is_read and request.transport.can_write_eof():
-            request.transport.write_eof()  # RFC 9112, 9.6: close in two steps, or the answer may be lost
-    return Written(keep_alive=keep_alive)
-
-
-def encode_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
-    """Return the status line and the headers of an answer, up to and with the empty line."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    lines.append(f"connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n")
-    return "\r\n".join(lines).encode("utf-8", "surrogateescape")

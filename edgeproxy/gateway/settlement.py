@@ -7,12 +7,12 @@ told in `unconfirmed`.
 
 import asyncio
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
 from edgeproxy.domain.keys import Reserve
 from edgeproxy.domain.limits import Amounts
+from edgeproxy.domain.records import record
 from edgeproxy.domain.reservations import Outcome
 from edgeproxy.domain.usage import TOOLS, Usage, UsageEvent, encode_event, storable_model
 from edgeproxy.errors import INTERNAL, GatewayError
@@ -31,7 +31,7 @@ CLIENT_GONE = 499  # what nginx and others record for a request whose client lef
 _STOP_S = 5.0  # how long a stop waits for Redis to confirm; what it has not is in the journal
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ticket:
     """A request that may be sent: what was reserved for it, where it goes, and who reads the answer."""
 
@@ -49,15 +49,17 @@ class Settlements:
         self._metrics = metrics
         self.open: set[Reservation] = set()
 
-    def send(self, request_id: str, holds: tuple[Hold, ...], charge: Charge, event: bytes) -> None:
+    def send(self, holds: tuple[Hold, ...], charge: Charge, event: bytes) -> None:
         """Settle what a request holds; its event goes with the first, which is its key's."""
         for hold in holds:
-            self._unconfirmed.send(_settlement(request_id, hold, charge.outcome, charge.usage.amounts, event))
+            holder, amounts = hold.scope.holder, charge.usage.amounts
+            self._unconfirmed.send(Settlement(hold.partition, holder, hold.id, charge.outcome, amounts, event))
             event = b""
 
-    def give_back(self, request_id: str, hold: Hold) -> None:
+    def give_back(self, hold: Hold) -> None:
         """Undo a reservation, or one that may have been made although its reply did not come: nothing was admitted."""
-        self._unconfirmed.send(_settlement(request_id, hold, Outcome.CANCEL, Amounts(), b""))
+        holder = hold.scope.holder
+        self._unconfirmed.send(Settlement(hold.partition, holder, hold.id, Outcome.CANCEL, Amounts(), b""))
 
     def count(self, provider: str, usage: Usage) -> None:
         """Count one answer in the metrics."""
@@ -89,10 +91,6 @@ class Settlements:
         await self._unconfirmed.finish(_STOP_S)
 
 
-def _settlement(request_id: str, hold: Hold, outcome: Outcome, amounts: Amounts, event: bytes) -> Settlement:
-    return Settlement(hold.partition, hold.scope.holder, request_id, outcome, amounts, event)
-
-
 class Reservation:
     """An admitted request until it is resolved. Leaving the block resolves it, if nothing else did before.
 
@@ -107,11 +105,9 @@ class Reservation:
         self._connection: Connection | None = None
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._sent_at = time.monotonic()
-
-    @property
-    def request_id(self) -> str:
-        """The id of the request, under which it is reserved."""
-        return self.ticket.admission.request_id
+        admission = ticket.admission
+        # Whether that much output was reserved, and no more may pass.
+        self.is_bounded = admission.lowered_output is not None or admission.key.record.reserve is Reserve.STRICT
 
     @property
     def holds(self) -> tuple[Hold, ...]:
@@ -120,10 +116,12 @@ class Reservation:
 
     @property
     def is_overdrawn(self) -> bool:
-        """Whether more output has passed than may be: only where that much, and no more, was reserved."""
-        admission = self.ticket.admission
-        is_bounded = admission.lowered_output is not None or admission.key.record.reserve is Reserve.STRICT
-        return is_bounded and self.ticket.meter.is_over(self.holds[0].amounts.output_tokens)
+        """Whether more output has passed than may be."""
+        return self.is_bounded and self.ticket.meter.is_over(self.holds[0].amounts.output_tokens)
+
+    def is_held(self, lease_s: float) -> bool:
+        """Whether it cannot have been settled in our place: this process may have been stopped for a while."""
+        return time.monotonic() - min(hold.renewed_at for hold in self.holds) < lease_s
 
     @property
     def is_resolved(self) -> bool:
@@ -131,9 +129,8 @@ class Reservation:
         return self.charge is not None
 
     def so_far(self) -> tuple[int, int]:
-        """Return the input and output tokens that it would be charged were it over now."""
-        amounts = self._charge_now().usage.amounts
-        return amounts.input_tokens, amounts.output_tokens
+        """Return the input and output tokens that have passed, as far as that is known cheaply."""
+        return self.ticket.meter.so_far()
 
     def sent_on(self, connection: Connection) -> None:
         """From now on the request can have been billed."""
@@ -158,7 +155,7 @@ class Reservation:
             usage=charge.usage,
             latency_ms=round((time.monotonic() - self._sent_at) * 1000),
         )
-        self._settlements.send(event.id, self.holds, charge, encode_event(event))
+        self._settlements.send(self.holds, charge, encode_event(event))
         self._settlements.count(ticket.target.provider.name, charge.usage)
         self._access.finished(event, ticket.meter.dialect.name, ticket.meter.operation)
 
@@ -176,4 +173,5 @@ class Reservation:
             self.resolve(CLIENT_GONE if isinstance(error, ClientGoneError) else INTERNAL.status)
 
     def _charge_now(self) -> Charge:
-        return self.ticket.meter.charge(written=self._connection is not None and self._connection.written)
+        connection = self._connection
+        return self.ticket.meter.charge(written=connection is not None and connection.written)

@@ -13,8 +13,11 @@ How many wait is bounded by how many requests were open when Redis went away: no
 
 import asyncio
 import itertools
+import random
 import time
 from collections import deque
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from edgeproxy.hotstate.connection import CommandFailed
 from edgeproxy.metrics import Metrics
 
 REPLAY_S = 5.0  # an embedded Redis writes its file every second, a replica is hardly behind: twice that, and a margin
-_REPLAYED_MAX = 20_000  # some 10 MB
+_REPLAYED_MAX = 10_000  # some 8 MB
 _BATCH = 200  # sent again at once
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 _LATE = {SettleStatus.UNKNOWN: "unknown", SettleStatus.REAPED: "reaped"}
@@ -41,6 +44,7 @@ class Unconfirmed:
 
     def __init__(self, hot: HotState, folder: Path, metrics: Metrics) -> None:
         self._hot = hot
+        self._partitions = hot.partitions
         self._metrics = metrics
         self._folder = folder
         self._journal = Journal(folder)
@@ -59,7 +63,8 @@ class Unconfirmed:
         """Take over what processes that are gone have left, and begin to send what has to be sent again."""
         self._left = take_over(self._folder)
         for settlement in itertools.chain.from_iterable(left.read() for left in self._left):
-            self._journaled.add(self._put(settlement))
+            if settlement.partition < self._partitions:
+                self._journaled.add(self._put(settlement))
         self._task = tasks.spawn("unconfirmed settlements", self._send_on())
         self._kick.set()
 
@@ -75,13 +80,16 @@ class Unconfirmed:
         if not has_left:  # it waits in this process still
             self._write([settlement])
         self._sent.add(name)
-        reply.add_done_callback(lambda reply: self._answered(name, settlement, reply))
+        reply.add_done_callback(partial(self._answered, name, settlement))
 
-    def replay(self, partition: int) -> None:
-        """Send again what a partition's Redis confirmed in the last seconds: it is another one than before."""
-        since = time.monotonic() - REPLAY_S
-        for at, settlement in self._confirmed:
-            if at >= since and settlement.partition == partition:
+    def replay(self, partitions: Collection[int]) -> None:
+        """Send again what Redis confirmed last in these partitions, because it is another one than before.
+
+        Those are the last seconds in which it confirmed anything, however long it has been away since.
+        """
+        ours = [(at, settlement) for at, settlement in self._confirmed if settlement.partition in partitions]
+        for at, settlement in ours:
+            if at >= ours[-1][0] - REPLAY_S:
                 self._put(settlement)
         self._kick.set()
 
@@ -104,8 +112,9 @@ class Unconfirmed:
 
     def _put(self, settlement: Settlement) -> _Name:
         name = settlement.partition, settlement.request_id
+        if not self._waiting:
+            self._empty.clear()
         self._waiting[name] = settlement
-        self._empty.clear()
         return name
 
     def _answered(self, name: _Name, settlement: Settlement, reply: "asyncio.Future[Any]") -> None:
@@ -124,8 +133,10 @@ class Unconfirmed:
 
     def _write(self, settlements: list[Settlement]) -> bool:
         self._metrics.journaled_settlements.inc(len(settlements))
-        self._journaled.update((settlement.partition, settlement.request_id) for settlement in settlements)
-        return self._journal.write(settlements)
+        is_written = self._journal.write(settlements)
+        if is_written:
+            self._journaled.update((settlement.partition, settlement.request_id) for settlement in settlements)
+        return is_written
 
     def _confirm(self, name: _Name, status: SettleStatus) -> None:
         settlement = self._waiting.pop(name, None)
@@ -135,7 +146,7 @@ class Unconfirmed:
         if status in _LATE and settlement.outcome is not Outcome.CANCEL:  # that one may never have been reserved
             self._metrics.late_settlements.labels(_LATE[status]).inc()
         self._journaled.discard(name)
-        if not self._journaled:
+        if not self._journaled and (self._left or self._journal.lines):
             self._forget_files()
         if not self._waiting:
             self._empty.set()
@@ -152,7 +163,9 @@ class Unconfirmed:
             await self._kick.wait()
             self._kick.clear()
             while idle := [name for name in self._waiting if name not in self._sent]:
-                done = await asyncio.gather(*map(self._send_again, idle[:_BATCH]))
+                # Any of them: what cannot be confirmed, because its node is away, must not hold up the others.
+                batch = random.sample(idle, min(len(idle), _BATCH))
+                done = await asyncio.gather(*map(self._send_again, batch))
                 if all(done):
                     wait_s = _FIRST_WAIT_S
                 else:
@@ -167,6 +180,9 @@ class Unconfirmed:
         try:
             reply = await self._hot.settle_again(settlement.partition, settlement.arguments)
         except (StoreUnavailable, CommandFailed):
+            return False
+        except Exception as error:  # noqa: BLE001 - a mistake over one must not hold up all the others
+            logs.event("settlement_failed", error=type(error).__name__, request_id=settlement.request_id)
             return False
         self._confirm(name, reply.status)
         return True

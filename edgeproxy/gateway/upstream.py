@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from urllib.parse import urlsplit
 
 from edgeproxy import __version__
@@ -18,6 +19,8 @@ from edgeproxy.hotstate.scripts import Scope
 from edgeproxy.providers.base import Body, Dialect, Headers, ListedModel, RequestFacts
 from edgeproxy.providers.registry import DIALECTS
 
+_REMEMBERED = 256  # models; what a client calls one is whatever it likes
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -27,7 +30,7 @@ class Shared:
     scope: Scope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """One row of the configuration that a request can match: a model pattern and its provider."""
 
@@ -53,27 +56,44 @@ class Target:
         charge = 0 if facts.is_free else sum(self.allowed[feature] for feature in facts.features)
         return replace(facts, input_estimate=facts.input_estimate + charge) if charge else facts
 
+    @cached_property
+    def _own_lines(self) -> str:
+        """What is sent whatever the client sent."""
+        host, agent = self.pool.host_header, f"edgeproxy/{__version__}"
+        return f"host: {host}\r\nuser-agent: {agent}\r\naccept-encoding: identity\r\n"
+
+    @cached_property
+    def _base_path(self) -> str:
+        return urlsplit(self.provider.base_url).path
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        return {}
+
+    def _path(self, route: Route) -> str:
+        """Return the path to send; those that hold no model are few, and kept."""
+        path = self._paths.get(route.path)
+        if path is None:
+            path = route.upstream_path(self._base_path, self.model.upstream_model or route.model)
+            if len(self._paths) < _REMEMBERED and not route.model and route.endpoint.body is Body.JSON:
+                self._paths[route.path] = path
+        return path
+
     def encode(self, method: str, route: Route, query: Query, headers: Mapping[str, str], length: int | None) -> bytes:
         """Return the head of the request to send.
 
         `headers` are the client's, `length` is the body's in bytes: None where it is sent in chunks, as it comes.
         """
-        model = self.model.upstream_model or route.model
-        path = route.upstream_path(urlsplit(self.provider.base_url).path, model)
-        passed = query.only(route.dialect.query)
-        lines: Headers = [
-            ("host", self.pool.host_header),
-            ("user-agent", f"edgeproxy/{__version__}"),
-            ("accept-encoding", "identity"),
-            *route.dialect.outgoing_headers(self.secret, headers),
-        ]
+        passed = query.only(route.dialect.query) if query.raw else ""
+        lines: Headers = route.dialect.outgoing_headers(self.secret, headers)
         content_type = "application/json" if route.endpoint.body is Body.JSON else headers.get("content-type")
         if content_type is not None:
             lines.append(("content-type", content_type))
-        lines.append(("transfer-encoding", "chunked") if length is None else ("content-length", str(length)))
-        start = f"{method} {path}{'?' + passed if passed else ''} HTTP/1.1"
-        text = "\r\n".join([start, *(f"{name}: {value}" for name, value in lines)]) + "\r\n\r\n"
-        return text.encode("utf-8", "surrogateescape")
+        start = f"{method} {self._path(route)}{'?' + passed if passed else ''} HTTP/1.1\r\n{self._own_lines}"
+        for name, value in lines:
+            start += f"{name}: {value}\r\n"
+        framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+        return f"{start}{framing}\r\n\r\n".encode("utf-8", "surrogateescape")
 
 
 class Upstreams:
@@ -96,6 +116,7 @@ class Upstreams:
             return Target(model, provider, secret, pool, allowed_features(provider), shared)
 
         self._targets = tuple(target(model) for model in settings.model)
+        self._matching = lru_cache(maxsize=_REMEMBERED)(self._match)
 
     def choose(self, route: Route, facts: RequestFacts) -> Target:
         """Return where a request goes: the first target that matches its model and speaks its dialect.
@@ -105,15 +126,19 @@ class Upstreams:
         """
         if route.endpoint.body is Body.ANY:
             return self._allowing(route.dialect, facts.features[0])
-        matching = [target for target in self._targets if fnmatchcase(facts.model, target.model.match)]
+        matching = self._matching(facts.model)
         for target in matching:
             if target.provider.dialect == route.dialect.name:
-                self._check_others(target, facts)
+                if facts.other_models:
+                    self._check_others(target, facts)
                 return target
         if matching:
             path = DIALECTS[matching[0].provider.dialect].example_path
             raise GatewayError(WRONG_PATH, f"This model is served on another path: send the request to {path}.")
         raise GatewayError(MODEL_NOT_FOUND)
+
+    def _match(self, model: str) -> tuple[Target, ...]:
+        return tuple(target for target in self._targets if fnmatchcase(model, target.model.match))
 
     def _check_others(self, target: Target, facts: RequestFacts) -> None:
         """Refuse a request that lets the provider use models which are not configured there. Raises GatewayError."""

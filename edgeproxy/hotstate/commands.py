@@ -6,7 +6,7 @@ it. Errors of the wire end here: above, there are replies and `StoreUnavailable`
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,25 +21,28 @@ from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import keyspace, scripts
 from edgeproxy.hotstate.connection import CommandFailed
 from edgeproxy.hotstate.nodes import Nodes
-from edgeproxy.hotstate.watch import Watch
+from edgeproxy.hotstate.watch import Told, Watch
 
 
-def _nothing(_partition: int) -> None:
+def _nothing(_partitions: Collection[int]) -> None:
     return
 
 
 class HotState:
     """The request path's commands over connections that this object owns."""
 
-    def __init__(self, stores: Stores, round_trips: Histogram, returned: Callable[[int], None] = _nothing) -> None:
+    def __init__(
+        self, stores: Stores, round_trips: Histogram, returned: Told = _nothing, waiting: Told = _nothing
+    ) -> None:
         self._scripts = scripts.load()
         preamble = [("SCRIPT", "LOAD", script.source) for script in self._scripts.values()]
         self._nodes = Nodes(stores.redis, stores.redis_timeout_ms, stores.redis_waiting, list(preamble))
         self._names = [keyspace.epoch(partition) for partition in range(stores.partitions)]
+        self.partitions = stores.partitions
         self._lease_ms = stores.lease_ms
         self._round_trips = round_trips
         self._offset_ms = time.time_ns() // 1_000_000 - _monotonic_ms()
-        self.watch = Watch(self._nodes, stores.partitions, returned)
+        self.watch = Watch(self._nodes, stores.partitions, returned, waiting)
         self._nodes.on_connect = self.watch.reconsider
         self._watching: asyncio.Task[None] | None = None
 
@@ -50,7 +53,7 @@ class HotState:
 
     def now_ms(self) -> int:
         """Return Unix time in ms by the clock of Redis, as last seen."""
-        return _monotonic_ms() + self._offset_ms
+        return time.monotonic_ns() // 1_000_000 + self._offset_ms
 
     async def start(self) -> None:
         """Connect, and stay connected until `close`."""
@@ -72,10 +75,11 @@ class HotState:
         """
         names = [keyspace.key_record(digest) for digest in digests]
         replies = [self._nodes.send(name, "GET", name) for name in names]
-        epoch = self._nodes.send(self._names[0], "GET", self._names[0])
+        # All of them: what was emptied is filled and opened again one partition after the other.
+        epochs = [self._nodes.send(name, "GET", name) for name in self._names]
         records = [await self._timed(reply) for reply in replies]
         try:
-            is_emptied = await epoch is None
+            is_emptied = None in [await epoch for epoch in epochs]
         except CommandFailed:
             raise StoreUnavailable("redis") from None
         try:
@@ -84,9 +88,10 @@ class HotState:
             )
         except ValueError:
             raise StoreUnavailable("redis") from None  # not written by this program: nothing can be decided from it
-        # Records lie anywhere in a cluster: only where every server is complete is one that is not there unknown.
-        is_known = not is_emptied and self.watch.all_open and all(map(self.watch.trusts, names))
-        if found is None and not is_known:
+        # Records lie anywhere in a cluster: only where every server is complete is one that is not there unknown. And
+        # what a server that was not compared yet has may be an older one.
+        is_complete = found is not None or (not is_emptied and self.watch.all_open)
+        if not is_complete or not all(map(self.watch.trusts, names)):
             raise StoreUnavailable("redis")
         return found
 
@@ -110,7 +115,14 @@ class HotState:
         arguments = scripts.reserve_args(
             partition, request_id, [scope], amounts, self._lease_ms, note, announce=announce
         )
-        reply = scripts.decode_reserve(await self._timed(self._run(partition, "reserve", arguments)))
+        started = time.perf_counter()
+        try:
+            raw = await self._nodes.send(self._names[partition], *self._scripts["reserve"].command(arguments))
+        except CommandFailed as error:
+            raw = await self._run_again(partition, "reserve", arguments, error)
+        finally:
+            self._round_trips.observe(time.perf_counter() - started)
+        reply = scripts.decode_reserve(raw)
         self._offset_ms = reply.now_ms - _monotonic_ms()
         if not announce and not self.watch.is_open(partition):  # the partition has moved to another server meanwhile
             raise StoreUnavailable("redis", may_have_run=True)
@@ -143,14 +155,16 @@ class HotState:
 
     async def _run(self, partition: int, name: str, arguments: scripts.Arguments) -> Any:
         """Await a script's reply; where Redis has lost the script, send it along once. Raises StoreUnavailable."""
-        slot = self._names[partition]
         try:
-            try:
-                return await self._nodes.send(slot, *self._scripts[name].command(arguments))
-            except CommandFailed as error:
-                if error.code != "NOSCRIPT":
-                    raise
-            return await self._nodes.send(slot, "EVAL", self._scripts[name].source, *arguments)
+            return await self._nodes.send(self._names[partition], *self._scripts[name].command(arguments))
+        except CommandFailed as error:
+            return await self._run_again(partition, name, arguments, error)
+
+    async def _run_again(self, partition: int, name: str, arguments: scripts.Arguments, error: CommandFailed) -> Any:
+        if error.code != "NOSCRIPT":
+            raise StoreUnavailable("redis") from None
+        try:
+            return await self._nodes.send(self._names[partition], "EVAL", self._scripts[name].source, *arguments)
         except CommandFailed:
             raise StoreUnavailable("redis") from None
 

@@ -189,6 +189,7 @@ class _Protocol(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._reader = hiredis.Reader()
         self._outbox: list[bytes] = []
+        self._flushes_soon = False  # at the end of this turn of the loop
         self._transport: asyncio.Transport | None = None
         self._socket: asyncio.Transport | None = None  # the same, or what is below its TLS
         self._timer: asyncio.TimerHandle | None = None
@@ -200,14 +201,20 @@ class _Protocol(asyncio.Protocol):
             raise StoreUnavailable("redis")
         loop = self._loop
         reply: asyncio.Future[Any] = loop.create_future()
-        if not self._outbox:
-            loop.call_soon(self.flush)
+        if not self._flushes_soon:
+            self._flushes_soon = True
+            loop.call_soon(self._flush_at_end)
         # The stub of pack_command names a tuple of one.
         self._outbox.append(hiredis.pack_command(command))  # type: ignore[arg-type]
         self.waiting.append((loop.time() + self._timeout_s, reply))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout_s, self._check_silence)
         return reply
+
+    def _flush_at_end(self) -> None:
+        self._flushes_soon = False
+        if self._outbox:
+            self.flush()
 
     def flush(self) -> bool:
         transport, below = self._transport, self._socket
@@ -216,7 +223,8 @@ class _Protocol(asyncio.Protocol):
         if self._outbox:
             transport.write(b"".join(self._outbox))
             self._outbox.clear()
-        return transport.get_write_buffer_size() == below.get_write_buffer_size() == 0
+        is_written = transport.get_write_buffer_size() == below.get_write_buffer_size() == 0
+        return is_written and not below.is_closing()  # a transport that failed has nothing left to write, either
 
     async def encrypt(self, context: ssl.SSLContext, host: str) -> None:
         if self._transport is None:

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import chain, starmap
+from operator import attrgetter
 from typing import Any
 
 from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, Mode, encode_record
 from edgeproxy.domain.limits import MAX_AMOUNT, Amounts, Dimension, Limit, check_limits
 from edgeproxy.domain.reservations import (
+    NUMBERED,
     ChargedScope,
     ExamineStatus,
     HeartbeatStatus,
@@ -31,6 +34,7 @@ from edgeproxy.domain.reservations import (
     ReapStatus,
     RebuildStatus,
     RebuiltState,
+    RefusalStatus,
     ReserveReply,
     ReserveStatus,
     SettleReply,
@@ -54,6 +58,7 @@ Arguments = tuple[str | int | bytes, ...]
 _INCLUDE = "-- include "
 _NOW_OF_REDIS = ""
 _NO_CAP = -1
+_VERSION, _STATE_AND_RING = attrgetter("version"), attrgetter("state", "ring")
 _STATUS_NUMBERS = {KeyStatus.ACTIVE: 1, KeyStatus.REVOKED: 2}
 _MODE_NUMBERS = {Mode.ENFORCE: 1, Mode.OBSERVE: 2}
 _MODE_OF_NUMBER = {number: mode for mode, number in _MODE_NUMBERS.items()}
@@ -75,13 +80,6 @@ class InspectStatus(IntEnum):
     FOUND = 1
     UNPUBLISHED = 3
     LAYOUT = 6
-
-
-class RefusalStatus(IntEnum):
-    """First number of a refusal reply."""
-
-    FULL = 0
-    COUNTED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +164,7 @@ def reserve_args(  # noqa: PLR0913 - what the script is told, one by one
         *_checked(amounts),
         "announce" if announce else "admit",
         note,
-        *(scope.version for scope in scopes),
+        *map(_VERSION, scopes),
     )
 
 
@@ -175,9 +173,10 @@ def decode_reserve(reply: Sequence[Any]) -> ReserveReply:
     if len(reply) == 2:
         return ReserveReply(ReserveStatus(reply[0]), reply[1])
     status, now_ms, reason, position, retry_ms, balance, *levels = reply
-    windows = tuple(WindowLevel(*pair) for pair in zip(levels[::2], levels[1::2], strict=True))
+    windows = tuple(starmap(WindowLevel, zip(levels[::2], levels[1::2], strict=True)))
     left = None if balance == b"" else balance
-    return ReserveReply(ReserveStatus(status), now_ms, LimitReason(reason), position, retry_ms, left, windows)
+    known, why = NUMBERED[ReserveStatus][status], NUMBERED[LimitReason][reason]
+    return ReserveReply(known, now_ms, why, position, retry_ms, left, windows)
 
 
 def settle_args(
@@ -211,8 +210,7 @@ def settle_args(
 
 def decode_settle(reply: Sequence[int]) -> SettleReply:
     """Read the reply of `settle`."""
-    status, now_ms = reply
-    return SettleReply(SettleStatus(status), now_ms)
+    return SettleReply(NUMBERED[SettleStatus][reply[0]], reply[1])
 
 
 def heartbeat_args(partition: int, lease_ms: int, beats: Sequence[Beat], *, now_ms: int | None = None) -> Arguments:
@@ -408,7 +406,7 @@ def _now(now_ms: int | None) -> str | int:
 
 
 def _names(scopes: Sequence[Scope]) -> tuple[str, ...]:
-    return tuple(name for scope in scopes for name in (scope.state, scope.ring))
+    return tuple(chain.from_iterable(map(_STATE_AND_RING, scopes)))
 
 
 def _exact(difference: int) -> int:
@@ -426,10 +424,10 @@ def _standing(record: KeyRecord) -> tuple[int, ...]:
 
 def _checked(amounts: Amounts) -> tuple[int, int, int]:
     """Return the amounts in the scripts' order. Raises ValueError for what the scripts cannot count exactly."""
-    values = (amounts.requests, amounts.input_tokens, amounts.output_tokens)
-    if min(values) < 0 or amounts.input_tokens + amounts.output_tokens > MAX_AMOUNT:
+    requests, tokens_in, tokens_out = amounts.requests, amounts.input_tokens, amounts.output_tokens
+    if requests < 0 or tokens_in < 0 or tokens_out < 0 or tokens_in + tokens_out > MAX_AMOUNT:
         raise ValueError(f"an amount lies between 0 and {MAX_AMOUNT}")
-    return values
+    return requests, tokens_in, tokens_out
 
 
 def _window(limit: Limit) -> Arguments:

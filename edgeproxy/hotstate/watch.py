@@ -8,7 +8,7 @@ emptied while it runs is noticed within that second.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from edgeproxy.errors import StoreUnavailable
 from edgeproxy.hotstate import keyspace
@@ -16,23 +16,29 @@ from edgeproxy.hotstate.connection import CommandFailed
 from edgeproxy.hotstate.epochs import decode_epoch
 from edgeproxy.hotstate.nodes import Nodes
 
+Told = Callable[[Collection[int]], None]
+
 _INTERVAL_S = 1.0
-_CLOSED_INTERVAL_S = 0.1
+_CLOSED_INTERVAL_S = 0.25
 
 
 class Watch:
-    """Knows which partitions are open. `returned` is called with a partition that another server holds than before.
+    """Knows which partitions are open.
 
-    It is called again when that one is opened.
+    `returned` is called with those that another server holds than before, and once more when they are opened. Until
+    then `waiting` is called with them, again and again: what that server is told may need what `jobs` gives it first.
     """
 
-    def __init__(self, nodes: Nodes, partitions: int, returned: Callable[[int], None]) -> None:
+    def __init__(self, nodes: Nodes, partitions: int, returned: Told, waiting: Told) -> None:
         self._nodes = nodes
         self._names = [keyspace.epoch(partition) for partition in range(partitions)]
         self._trusted: list[frozenset[str]] = [frozenset()] * partitions
         self._run_ids = [""] * partitions  # of the server that was seen last
+        self._opened_ms: list[int | None] = [None] * partitions  # by the epoch that was seen last
+        self._reopened: set[int] = set()  # since the last decision: emptied and filled again between two readings
         self._open = [False] * partitions
         self._returned = returned
+        self._waiting = waiting
         self._opened = asyncio.Event()
 
     def is_open(self, partition: int) -> bool:
@@ -63,16 +69,24 @@ class Watch:
 
     def reconsider(self) -> None:
         """Decide again after a connection was made: by the run id at its other end."""
+        news, waiting = [], []
         for partition, name in enumerate(self._names):
             run_id = self._nodes.run_id(name)
             was_open, is_open = self._open[partition], run_id in self._trusted[partition]
-            is_another = bool(run_id) and run_id != self._run_ids[partition]
             is_first = not self._run_ids[partition]
             self._open[partition] = is_open
             if run_id:
+                is_another = run_id != self._run_ids[partition]
                 self._run_ids[partition] = run_id
-            if not is_first and (is_another or (is_open and not was_open)):
-                self._returned(partition)
+                if not is_first and (is_another or is_open != was_open or partition in self._reopened):
+                    news.append(partition)
+                elif not is_first and not is_open:
+                    waiting.append(partition)
+        self._reopened.clear()
+        if news:
+            self._returned(news)
+        if waiting:
+            self._waiting(waiting)
         if all(self._open):
             self._opened.set()
         else:
@@ -93,3 +107,7 @@ class Watch:
         except (StoreUnavailable, CommandFailed):
             return  # what it trusted before is compared with the server that comes back
         self._trusted[partition] = frozenset() if epoch is None else frozenset(epoch.run_ids)
+        if epoch is not None:
+            if self._opened_ms[partition] not in (None, epoch.opened_ms):
+                self._reopened.add(partition)
+            self._opened_ms[partition] = epoch.opened_ms

@@ -1,20 +1,26 @@
 """Sweeps up what dead workers left open: a reservation whose lease is over is settled in its worker's place.
 
 What had passed is not known here, so the larger of what the last heartbeat told and of the input's estimate is charged,
-and the event is flagged `estimated`. If the worker was only slow, its own settlement comes to the corrections, which
-put the difference right. The event has the model of the reservation's note, the time since the reservation was made as
-its latency, and the status 500: the client's connection broke with the gateway's worker. (499: a client left.)
+and the event is flagged `estimated`; of a key that reserves the most that a request can use, all of that. If the worker
+was only slow, its own settlement comes to the corrections, which put the difference right. The event has the model of
+the reservation's note, the time since the reservation was made as its latency, and the status 500: the client's
+connection broke with the gateway's worker. (499: a client left.)
+
+A lease has to be over at two looks that lie further apart than two heartbeats: a clock that jumps ahead ends all leases
+at once, and those of workers that live are renewed by then.
 
 Nothing is swept in a partition that is not open, or was opened less than one lease ago: workers announce their open
 requests again to a Redis that has forgotten some. Any number of sweepers may work at once, because a reservation
 resolves once.
 """
 
+import time
+
 from edgeproxy import logs
 from edgeproxy.control.installation import Control
 from edgeproxy.domain.keys import KeyId
 from edgeproxy.domain.limits import Amounts
-from edgeproxy.domain.reservations import Note, Pending, ReapStatus, decode_note
+from edgeproxy.domain.reservations import BEATS_PER_LEASE, Note, Pending, ReapStatus, decode_note
 from edgeproxy.domain.usage import Usage, UsageEvent, encode_event
 from edgeproxy.errors import INTERNAL
 from edgeproxy.hotstate import keyspace
@@ -36,6 +42,7 @@ class Sweeper:
         self._epochs = Epochs(control.caller, control.partitions)
         self._leases = Leases(control.caller)
         self._metrics = metrics
+        self._seen: dict[int, dict[str, float]] = {}  # by partition: what was overdue at the last look, since when
 
     async def sweep_once(self) -> int:
         """Settle what is overdue and return how much that was. Raises StoreUnavailable; what is settled stays so."""
@@ -43,14 +50,18 @@ class Sweeper:
         reaped = 0
         for standing in await self._epochs.look():
             epoch = standing.epoch
-            if standing.is_open and epoch is not None and now_ms - epoch.opened_ms >= self._lease_ms:
+            if standing.is_open and epoch is not None and not 0 <= now_ms - epoch.opened_ms < self._lease_ms:
                 reaped += await self._sweep(standing.partition, now_ms)
         return reaped
 
     async def _sweep(self, partition: int, now_ms: int) -> int:
         reaped = 0
+        seen, self._seen[partition] = self._seen.get(partition, {}), {}
+        now_s = time.monotonic()
         for request_id in await self._leases.expired(partition, now_ms, MAX_SWEPT):
-            reaped += await self._reap(partition, request_id, now_ms)
+            first_s = self._seen[partition][request_id] = seen.get(request_id, now_s)
+            if now_s - first_s >= self._lease_ms / 1000 / BEATS_PER_LEASE:
+                reaped += await self._reap(partition, request_id, now_ms)
         if reaped:
             logs.event("reservations_reaped", partition=partition, count=reaped)
         return reaped
@@ -61,7 +72,8 @@ class Sweeper:
         if pending is None:
             await self._leases.reap(partition, request_id, (), Amounts(), b"")
             return False
-        note, actual = _note_of(pending), what_passed(pending)
+        note = _note_of(pending)
+        actual = pending.reserved if note is not None and note.is_bound else what_passed(pending)
         event = b"" if note is None or not note.model else _event(request_id, note, actual, now_ms - pending.at_ms)
         scopes = _scopes(partition, pending, note)
         status = await self._leases.reap(partition, request_id, scopes, actual, event)

@@ -3,8 +3,8 @@
 A server that was started again, promoted or emptied is named by no epoch, so nothing is admitted there. What waits in
 its event stream is stored; requests that it holds as open although they have ended are cancelled, and keys that were
 deleted since are deleted there, too. Each key is compared, and rebuilt where Redis has less. Where it has more,
-PostgreSQL is the older one: that is kept, and told. Only then the epoch names the server. With PostgreSQL away nothing
-opens. Any number of these may work at once.
+PostgreSQL is the older one: that is kept, and told. Only then, and when workers have had the time to tell of their open
+requests again, the epoch names the server. With PostgreSQL away nothing opens. Any number of these may work at once.
 
 An epoch names the servers of all partitions that are open, so that a partition stays open when it moves from one of
 them to another.
@@ -12,6 +12,7 @@ them to another.
 Between that, all keys are looked at again, a few at a time: drift in a system that runs is told, and not repaired here.
 """
 
+import time
 from collections.abc import Sequence
 
 from edgeproxy import logs
@@ -35,6 +36,7 @@ from edgeproxy.store import reconciliation
 from edgeproxy.store.keys import FIRST_ID
 
 WATCHED = 500  # keys looked at in one round
+ANNOUNCE_S = 2.0  # a worker tries to connect every second, and then tells what it has open
 _PUBLISHED = ("version", "record")  # what is made right by publishing a key again
 
 
@@ -47,6 +49,7 @@ class Reconciler:
         self._metrics = metrics
         self._epochs = Epochs(control.caller, control.partitions)
         self._drifting: set[KeyId] = set()
+        self._closed_since: dict[tuple[int, str], float] = {}  # by partition and server, monotonic seconds
         self._watched = FIRST_ID
 
     async def open_once(self) -> int:
@@ -56,6 +59,8 @@ class Reconciler:
         """
         standings = await self._epochs.look()
         closed = [standing for standing in standings if not standing.is_open]
+        self._note_closed(closed)
+        await self._withdraw(closed)
         self._metrics.partitions_closed.set(len(closed))
         opened = 0
         if closed:
@@ -68,7 +73,7 @@ class Reconciler:
                 await self._publish_records(standings, ids)
             mended = 0
             for standing in closed:
-                done = await self._open(standing, ids.get(standing.partition, []))
+                done = await self._open(standing, ids.get(standing.partition, []), is_empty=not ids)
                 if done is not None:
                     opened, mended = opened + 1, mended + done
             if mended or any(standing.epoch is not None for standing in closed):  # else it is the first start
@@ -93,10 +98,21 @@ class Reconciler:
                 await mend(self._control, standing.partition, [each for each in drift if each.what in _PUBLISHED])
                 self._tell(ids, [each for each in drift if each.what not in _PUBLISHED or not each.is_behind])
 
-    async def _open(self, standing: Standing, ids: Sequence[KeyId]) -> int | None:
+    def _note_closed(self, closed: Sequence[Standing]) -> None:
+        now_s = time.monotonic()
+        since = self._closed_since
+        self._closed_since = {each: since.get(each, now_s) for each in ((one.partition, one.run_id) for one in closed)}
+
+    async def _withdraw(self, closed: Sequence[Standing]) -> None:
+        """Let the epochs of closed partitions name no server: one could move to a server that it names, uncompared."""
+        named = [each for each in closed if each.epoch is not None and each.epoch.run_ids]
+        await self._epochs.write({each.partition: Epoch((), 0) for each in named})
+
+    async def _open(self, standing: Standing, ids: Sequence[KeyId], *, is_empty: bool) -> int | None:
         """Make a partition complete and open it. Returns how many keys Redis had forgotten something of.
 
-        None when it did not come to its end on the same server: the next round goes on.
+        None when it is not to be opened yet, or did not come to its end on the same server: the next round goes on.
+        Where there are no keys at all (`is_empty`), no worker has anything to tell.
         """
         partition = standing.partition
         await self._flusher.drain(partition)
@@ -110,6 +126,8 @@ class Reconciler:
                 return None
             self._tell(chunk, [each for each in drift if each.key_id not in behind])
             mended += len(behind)
+        if not is_empty and time.monotonic() - self._closed_since[partition, standing.run_id] < ANNOUNCE_S:
+            return None
         now = await self._epochs.look()
         if now[partition].run_id != standing.run_id:
             return None

@@ -13,6 +13,7 @@ import orjson
 
 from edgeproxy.domain.features import Feature
 from edgeproxy.domain.limits import Limit
+from edgeproxy.domain.records import record
 from edgeproxy.domain.usage import Usage
 from edgeproxy.errors import GatewayError
 from edgeproxy.providers.body import replace_member
@@ -34,7 +35,7 @@ class Body(Enum):
     NONE = auto()  # answered here, from the configuration
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Incoming:
     """A request as far as it has to be read.
 
@@ -51,7 +52,7 @@ class Incoming:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestFacts:
     """What the gateway has to know of a request.
 
@@ -82,7 +83,7 @@ class RequestFacts:
     unbounded: str = NOT_EXAMINED
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LimitLevel:
     """Where one window of the key stands after this request was admitted or refused."""
 

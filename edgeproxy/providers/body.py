@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import orjson
 
@@ -63,10 +64,21 @@ def ambiguous_member(body: bytes, names: Sequence[str]) -> str | None:
 
     The bytes are searched first, which is cheap; the members are walked only when that leaves a doubt.
     """
-    if all(body.count(b'"%b"' % name.encode()) < 2 for name in names) and _ESCAPED_LETTER.search(body) is None:
-        return None
+    count = body.count
+    for quoted in _quoted(tuple(names)):
+        if count(quoted) > 1:
+            break
+    else:
+        if b"\\u00" not in body or _ESCAPED_LETTER.search(body) is None:
+            return None
     found = [member.name for member in top_level_members(body)]
     return next((name for name in names if found.count(name) > 1), None)
+
+
+@cache
+def _quoted(names: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return names as they stand in JSON. The same few lists of names are asked for with every request."""
+    return tuple(b'"%b"' % name.encode() for name in names)
 
 
 def replace_member(body: bytes, name: str, value: bytes) -> bytes:

@@ -17,7 +17,6 @@ from edgeproxy.providers.body import ambiguous_member
 # where a run begins: from each of its letters, it would take minutes for a body of runs that are a little too short.
 # Both alphabets: the JSON form of protocol buffers takes either, and Google's own client writes the one for URLs.
 _BASE64_RUN = re.compile(rb"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{2048,}+")
-_ATTACHED = (b"base64", b"inlineData", b"inline_data")  # one of these stands beside every attachment
 _TOKENS_PER_ATTACHMENT = 1600  # a large picture, by the providers' own formulas
 _BYTES_PER_TOKEN = 4  # English prose and JSON; an estimate is corrected when the answer is known
 
@@ -82,7 +81,7 @@ def list_member(value: dict[str, object], name: str) -> list[object]:
 def estimate_input_tokens(body: bytes) -> int:
     """Return about how many input tokens a body is: a quarter of its bytes, attachments at a flat rate."""
     size, attachments = len(body), 0
-    if any(word in body for word in _ATTACHED):
+    if b"base64" in body or b"inlineData" in body or b"inline_data" in body:  # one stands beside every attachment
         for run in _BASE64_RUN.finditer(body):
             size -= run.end() - run.start()
             attachments += 1
@@ -99,7 +98,7 @@ def estimate_output_tokens(deltas: int, size: int, framing: int) -> int:
 
 def is_count(value: object) -> TypeGuard[int]:
     """Whether a provider reported a count of tokens: a whole number, 0 to MAX_COUNT."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+    return type(value) is int and 0 <= value <= MAX_COUNT  # a boolean is none
 
 
 def count(value: object, name: str) -> int:
@@ -107,7 +106,7 @@ def count(value: object, name: str) -> int:
     number = value.get(name) if isinstance(value, dict) else None
     if isinstance(number, float) and number.is_integer():
         number = int(number)
-    return number if is_count(number) else 0
+    return number if type(number) is int and 0 <= number <= MAX_COUNT else 0
 
 
 def has_count(value: dict[str, object], name: str) -> bool:

@@ -5,6 +5,7 @@ are the operator's, from the client.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from edgeproxy.domain.limits import Dimension
 from edgeproxy.errors import GatewayError
@@ -13,8 +14,11 @@ from edgeproxy.providers.base import Headers, LimitLevel
 
 def tightest(levels: Sequence[LimitLevel], dimensions: Sequence[Dimension]) -> LimitLevel | None:
     """Return the window of these dimensions that has least left, None when the key has no such limit."""
-    fitting = [level for level in levels if level.limit.dimension in dimensions]
-    return min(fitting, key=lambda level: level.remaining, default=None)
+    found: LimitLevel | None = None
+    for level in levels:
+        if level.limit.dimension in dimensions and (found is None or level.remaining < found.remaining):
+            found = level
+    return found
 
 
 def pick(headers: Iterable[tuple[str, str]], allowed: frozenset[str]) -> Headers:
@@ -30,10 +34,12 @@ _RETRY_STATUSES = (429, 503, 529)
 
 def answer_headers(status: int, headers: Headers, more: frozenset[str]) -> Headers:
     """Return the headers of a provider's answer that may be handed on; `retry-after` where it tells to wait."""
-    allowed = ANSWER_HEADERS | more
-    if status in _RETRY_STATUSES:
-        allowed |= {"retry-after", "retry-after-ms"}
-    return pick(headers, allowed)
+    return pick(headers, _allowed(more, may_wait=status in _RETRY_STATUSES))
+
+
+@cache
+def _allowed(more: frozenset[str], *, may_wait: bool) -> frozenset[str]:
+    return ANSWER_HEADERS | more | ({"retry-after", "retry-after-ms"} if may_wait else set())
 
 
 def retry_headers(error: GatewayError) -> Headers:

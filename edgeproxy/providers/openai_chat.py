@@ -12,7 +12,6 @@ and DeepSeek say. Where both of its names stand, the larger is taken: which of t
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
 from itertools import chain
 
@@ -41,6 +40,7 @@ from edgeproxy.providers.readers import EventReader, ObjectReader
 from edgeproxy.providers.unbounded import Kinds, Members, examined, names
 
 _MEMBERS = ("model", "models", "stream", "stream_options", "max_tokens", "n", "deferred")
+_CHAT_MEMBERS = (*_MEMBERS, "max_completion_tokens")
 _TEXT = b'"content":"'
 _NANOS_PER_USD = 10**9
 _MAX_USD = 1_000_000  # what claims to cost more is no price of one answer
@@ -135,13 +135,15 @@ class ChatCompletions(_Chat):
 
     def read_request(self, incoming: Incoming) -> RequestFacts:
         """Return the facts of a request."""
-        value = read_object(incoming.body, (*_MEMBERS, "max_completion_tokens"))
+        value = read_object(incoming.body, _CHAT_MEMBERS)
         list_member(value, "messages")
-        told = [most for name in self.maximums if (most := count_member(value, name)) is not None]
-        declared = 0 if 0 in told else max(told, default=0)
+        declared = 0
+        if "max_tokens" in value or "max_completion_tokens" in value:
+            told = [most for name in self.maximums if (most := count_member(value, name)) is not None]
+            declared = 0 if 0 in told else max(told, default=0)
         reasoning = value.get("reasoning")  # OpenRouter's: a part of the maximum, and less than it
         least = (count(reasoning, "max_tokens") + 1) if isinstance(reasoning, dict) else 1
-        answers = count_member(value, "n") or 1
+        answers = (count_member(value, "n") or 1) if "n" in value else 1
         return _facts(value, incoming, declared, answers, least, examined(incoming, _unbounded(value)))
 
 
@@ -183,14 +185,14 @@ def _facts(
         raise GatewayError(INVALID_FIELD, "The field 'stream_options' must be an object.")
     return RequestFacts(
         model=text_member(value, "model"),
-        stream=flag_member(value, "stream"),
+        stream="stream" in value and flag_member(value, "stream"),
         input_estimate=estimate_input_tokens(incoming.body),
         output_max=min(declared * answers, MAX_COUNT) or None,
         usage_requested=options is not None and options.get("include_usage") is True,
         stream_options=options,
         # xAI answers such a request at once, and is asked for its outcome afterwards.
-        features=(Feature.BACKGROUND,) if flag_member(value, "deferred") else (),
-        other_models=names_in(value.get("models")),  # OpenRouter tries them in turn
+        features=(Feature.BACKGROUND,) if "deferred" in value and flag_member(value, "deferred") else (),
+        other_models=names_in(value["models"]) if "models" in value else (),  # OpenRouter tries them in turn
         answers=answers,
         least_output=least * answers,
         unbounded=found,
@@ -238,7 +240,7 @@ class StreamReader(EventReader):
         """Whether an event has usage, an error, or ends the stream."""
         if b"[DONE]" in event and sse.data(event).strip() == b"[DONE]":
             self.is_finished = self.is_final = True
-        return super().matters(event) or b'"error"' in event
+        return b'"error"' in event or (b'"usage"' in event and super().matters(event))
 
     def read(self, value: dict[str, object]) -> None:
         """Take note of usage, or of an error."""
@@ -269,12 +271,14 @@ def _is_finished(choice: object) -> bool:
 
 def read_answer(answer: dict[str, object]) -> Usage | None:
     """Return the usage in an answer, or in one event of a stream, None when there is none; with the model it names."""
-    usage = read_usage(answer.get("usage"))
+    usage = answer.get("usage")
+    if usage is None:
+        return None
     model = answer.get("model")
-    return replace(usage, model=model) if usage is not None and is_model_name(model) else usage
+    return read_usage(usage, model if is_model_name(model) else "")
 
 
-def read_usage(value: object) -> Usage | None:
+def read_usage(value: object, model: str = "") -> Usage | None:
     """Return chat-shaped usage in the normal form, None when `value` is no usage: the input and the output are needed.
 
     Cached tokens are a part of the prompt, but some servers report more of them than there are: they are cut to it.
@@ -282,21 +286,33 @@ def read_usage(value: object) -> Usage | None:
     """
     if not isinstance(value, dict) or not is_count(value.get("prompt_tokens")):
         return None
-    if not any(has_count(value, name) for name in ("completion_tokens", "total_tokens")):
+    prompt, completion, total = value["prompt_tokens"], count(value, "completion_tokens"), count(value, "total_tokens")
+    if (
+        not completion
+        and not total
+        and not has_count(value, "completion_tokens")
+        and not has_count(value, "total_tokens")
+    ):
         return None
-    prompt = count(value, "prompt_tokens")
-    output = max(count(value, "completion_tokens"), count(value, "total_tokens") - prompt)
+    output = max(completion, total - prompt)
     details = value.get("prompt_tokens_details")
-    cache_read = min(max(count(details, "cached_tokens"), count(value, "prompt_cache_hit_tokens")), prompt)
-    cache_write = min(count(details, "cache_write_tokens"), prompt - cache_read)
-    kept = details.get("cache_write_tokens_details") if isinstance(details, dict) else None
+    cache_read = count(value, "prompt_cache_hit_tokens") if "prompt_cache_hit_tokens" in value else 0
+    cache_write, kept = 0, None
+    if isinstance(details, dict):
+        cache_read = max(count(details, "cached_tokens"), cache_read)
+        kept = details.get("cache_write_tokens_details")
+    cache_read = min(cache_read, prompt)
+    if isinstance(details, dict):
+        cache_write = min(count(details, "cache_write_tokens"), prompt - cache_read)
+    thought = value.get("completion_tokens_details")
     return Usage(
         input_uncached=prompt - cache_read - cache_write,
         cache_read=cache_read,
         cache_write=cache_write,
         output=output,
-        reasoning=min(count(value.get("completion_tokens_details"), "reasoning_tokens"), output),
-        cache_write_1h=min(count(kept, "ttl_12h_tokens"), cache_write),
+        reasoning=0 if thought is None else min(count(thought, "reasoning_tokens"), output),
+        cache_write_1h=0 if kept is None else min(count(kept, "ttl_12h_tokens"), cache_write),
+        model=model,
         cost_nanos=read_cost(value),
     )
 
@@ -313,6 +329,8 @@ def read_cost(usage: dict[str, object]) -> int | None:
     if usage.get("is_byok") is True:
         return None
     cost = usage.get("cost")
+    if cost is None:
+        return None
     usd = cost.get("total_cost") if isinstance(cost, dict) else cost
     if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd <= _MAX_USD:
         return None

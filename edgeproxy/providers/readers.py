@@ -107,6 +107,9 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return `chunk`."""
+        if self._splitter.is_one_event(chunk):
+            self.note(chunk)
+            return chunk
         whole = self._splitter.feed(chunk)
         if whole.strip(b"\r\n") and not self._splitter.overflowed:  # a flood of empty events is none
             for event in sse.events(whole):
@@ -135,7 +138,8 @@ class EventReader:
         if self.carries_output(event):
             self._deltas += 1
             # Log probabilities are many times as long as the token that they are about.
-            self._delta_bytes += self.framing if _LOGPROBS.search(event) is not None else len(event)
+            is_long = b'"logprobs' in event and _LOGPROBS.search(event) is not None
+            self._delta_bytes += self.framing if is_long else len(event)
         if self.matters(event):
             value = load(sse.data(event))
             if value is not None:
@@ -147,7 +151,7 @@ class EventReader:
 
     def matters(self, event: bytes) -> bool:
         """Whether an event has to be parsed: few have. Most say that there is no usage yet."""
-        return _USAGE.search(event) is not None
+        return b'"usage"' in event and _USAGE.search(event) is not None
 
     def read(self, value: dict[str, object]) -> None:
         """Take note of what one event that matters says."""

@@ -54,12 +54,14 @@ async def snapshot(database: Database) -> AsyncIterator[Connection]:
 
 async def key_ids(connection: Connection, after: KeyId, count: int) -> list[KeyId]:
     """Return the ids of up to `count` keys that were created after the key `after`."""
-    return [KeyId(str(row["id"])) for row in await connection.fetch(_sql("key_ids"), after, count)]
+    return [
+        KeyId(str(row["id"])) for row in await connection.fetch(statements("reconciliation")["key_ids"], after, count)
+    ]
 
 
 async def known(connection: Connection, ids: Sequence[str], digests: Sequence[str]) -> set[str]:
     """Return which of these ids (UUIDs) and digests are those of keys."""
-    return {row["known"] for row in await connection.fetch(_sql("known"), ids, digests)}
+    return {row["known"] for row in await connection.fetch(statements("reconciliation")["known"], ids, digests)}
 
 
 async def sums(connection: Connection, ledgers: dict[KeyId, int]) -> dict[KeyId, StoredSums]:
@@ -76,25 +78,29 @@ async def sums(connection: Connection, ledgers: dict[KeyId, int]) -> dict[KeyId,
             credits=row["credits"],
             applied_credits=row["applied_credits"],
         )
-        for row in await connection.fetch(_sql("sums"), list(ledgers), list(ledgers.values()))
+        for row in await connection.fetch(statements("reconciliation")["sums"], list(ledgers), list(ledgers.values()))
     }
 
 
 async def stored_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Return which of these requests have their row."""
-    return {str(row["id"]) for row in await connection.fetch(_sql("stored_ids"), ids)} if ids else set()
+    return (
+        {str(row["id"]) for row in await connection.fetch(statements("reconciliation")["stored_ids"], ids)}
+        if ids
+        else set()
+    )
 
 
 async def last_used(connection: Connection, ids: Sequence[KeyId]) -> dict[KeyId, int]:
     """Return when the latest request of each key was over, Unix ms; keys without one are left out."""
-    rows = await connection.fetch(_sql("last_used"), ids)
+    rows = await connection.fetch(statements("reconciliation")["last_used"], ids)
     return {KeyId(str(row["key_id"])): to_ms(row["at"]) + row["latency_ms"] for row in rows}
 
 
 async def buckets(connection: Connection, asked: Sequence[WindowAsked]) -> list[list[tuple[int, Amounts]]]:
     """Return, for each window, what its requests used by bucket (Unix ms / width), the oldest first."""
     rows = await connection.fetch(
-        _sql("buckets"),
+        statements("reconciliation")["buckets"],
         list(range(len(asked))),
         [window.key_id for window in asked],
         [window.width_ms for window in asked],
@@ -105,7 +111,3 @@ async def buckets(connection: Connection, asked: Sequence[WindowAsked]) -> list[
         amounts = Amounts(row["requests"], row["input_tokens"], row["output_tokens"])
         found[row["position"]].append((row["bucket"], amounts))
     return found
-
-
-def _sql(name: str) -> str:
-    return statements("reconciliation")[name]

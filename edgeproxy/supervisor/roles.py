@@ -15,9 +15,12 @@ from aiohttp import web
 from edgeproxy import app, logs, tasks
 from edgeproxy.app import Running
 from edgeproxy.config import Settings, certificate_files, environment
+from edgeproxy.console.routes import COOKIES
+from edgeproxy.control.inventory import check_inventory
 from edgeproxy.errors import OperatorError, StoreUnavailable, operator_line
 from edgeproxy.metrics import Metrics
 from edgeproxy.mock_provider.server import Options, make_app
+from edgeproxy.policy.claims import refuse_unkept
 from edgeproxy.store.migrate import check_current
 from edgeproxy.supervisor.channel import Channel, Kind, decode_settings
 from edgeproxy.supervisor.hardening import harden
@@ -44,10 +47,12 @@ async def run_alone(role: Role, reloading: Reloading) -> None:
     Raises OperatorError, StoreUnavailable.
     """
     harden()
+    refuse_unkept(reloading.settings.profile)
     signals, metrics, notifier = Signals(), Metrics(), Notifier(environment())
     settings = reloading.settings
     if role is not Role.GATEWAY:
         await check_current(settings.stores.postgres)
+        await check_inventory(settings, COOKIES)
 
     async def render() -> bytes:
         return metrics.render()

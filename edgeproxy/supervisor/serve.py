@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 
 from edgeproxy import logs, tasks
 from edgeproxy.config import EMBEDDED, ENVIRONMENT_PREFIX, Settings, environment
+from edgeproxy.console.routes import COOKIES
+from edgeproxy.control.inventory import check_inventory
 from edgeproxy.embedded.stores import EmbeddedStores
 from edgeproxy.errors import OperatorError
 from edgeproxy.metrics import Metrics
+from edgeproxy.policy.claims import refuse_unkept
 from edgeproxy.store.migrate import migrate
 from edgeproxy.supervisor.children import Child, Plan
 from edgeproxy.supervisor.hardening import harden
@@ -98,6 +101,7 @@ async def serve(settings: Settings, reread: Reread, announce: Announce, mock: so
     `reread` returns the settings as they are now, when a reload is asked for. `mock` is a listening socket for the mock
     provider. Raises OperatorError, StoreUnavailable.
     """
+    refuse_unkept(settings.profile)
     signals = Signals()
     stores = EmbeddedStores(settings)
     try:
@@ -107,6 +111,7 @@ async def serve(settings: Settings, reread: Reread, announce: Announce, mock: so
         with closing(_Listeners(settings)) as listeners:
             running = await asyncio.to_thread(stores.serve)
             await migrate(running.stores.postgres)
+            await check_inventory(running, COOKIES)
             stores.share()
             if not signals.stop.is_set():
                 reloading = Reloading(settings, running, reread)

@@ -14,7 +14,7 @@ from tests.support.processes import ANY_PORT, MODELS, Program, fetch, question, 
 
 COMMANDS = (
     *("demo", "serve", "gateway", "console", "jobs", "migrate", "check-config", "mock-provider", "keys", "doctor"),
-    "reconcile",
+    *("reconcile", "policy"),
 )
 KEY_COMMANDS = ("create", "list", "show", "set", "credit", "revoke", "delete")
 
@@ -31,6 +31,7 @@ def test_help_names_every_command_and_is_quick(unchanged_program: Program):
     assert program.run("--version").stdout.startswith("edgeproxy 0.")
 
 
+@pytest.mark.claims("OL-5a", "OL-10c")
 def test_the_life_of_a_key_without_a_server(program: Program):
     limits = ("--limit", "requests=60/1m", "--limit", "tokens=200000/5h", "--limit", "tokens=1000000/7d")
     options = ("--concurrency", "8", "--expires", "2127-06-30", "--models", "claude-*,gpt-*")

@@ -58,6 +58,7 @@ def test_the_main_job_from_the_very_first_start(new_program: Program, mock: str)
         assert serving.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.claims("OL-8b")
 def test_no_secret_is_in_a_command_line_and_no_database_in_a_gateways_environment(program: Program):
     program.environ |= {"PGPASSWORD": "canary", "DATABASE_URL": "canary", "EDGEPROXY_BOUNDS_DRAIN_MS": "5000"}
     with program.started("serve") as serving:
@@ -149,6 +150,15 @@ def test_a_busy_port_is_one_line_and_nothing_is_started(new_program: Program, mo
     assert refused.stderr.count("\n") == 1
     assert "EDGEPROXY_LISTEN_WEB" in refused.stderr
     assert not (program.data_dir / "postgres").exists()
+
+
+def test_what_nobody_declared_is_one_line_and_nothing_is_left_running(program: Program):
+    (program.data_dir / "prompts.txt").write_text("x")
+    ran = program.run("serve")
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("edgeproxy: something is kept that the inventory does not declare: ")
+    assert line.endswith(": file in data_dir prompts.txt (move it to another folder)")
 
 
 def test_a_provider_without_its_secret_is_one_line(program: Program):

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import web
 
+from edgeproxy.gateway.answers import Written
 from edgeproxy.gateway.handler import Handler
-from edgeproxy.gateway.server import Written
 from tests.support.fixtures import (  # noqa: F401 - pytest finds fixtures and hooks by their names here
     gateway,
     operator_secret,

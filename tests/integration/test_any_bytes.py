@@ -247,7 +247,7 @@ def readers() -> list[Any]:
         for kind in KINDS:
             for asks in (False, True):
                 answer = Answer(path, kind, asks=asks, max_bytes=MAX_BYTES)
-                reader = answer.meter()._reader
+                reader = answer.meter().reader
                 takes_out = " that takes out" if getattr(reader, "_drop", False) else ""
                 name = f"{type(reader).__module__.rpartition('.')[2]} {type(reader).__name__}{takes_out}"
                 found.setdefault(name, answer)

@@ -16,8 +16,9 @@ import pytest
 from edgeproxy.app import gateway_role
 from edgeproxy.config import Bounds, Settings
 from edgeproxy.errors import OperatorError
+from edgeproxy.gateway.answers import write
 from edgeproxy.gateway.gate import open_listener
-from edgeproxy.gateway.server import Server, write
+from edgeproxy.gateway.server import Server
 from edgeproxy.metrics import Metrics
 from edgeproxy.tls import Certificates
 from tests.support.certificates import CLIENT, DAY, Pair, make_pair
@@ -78,6 +79,7 @@ async def test_a_stream_is_whole_and_counted(
     assert (event.usage.output, event.usage.estimated) == (50, False)
 
 
+@pytest.mark.claims("OL-4c")
 async def test_the_first_piece_is_there_before_the_second_is_sent(secure: Gateway, trusting: ssl.SSLContext) -> None:
     secret = await secure.issue()
     async with secure.post(CHAT, secret, chat("gpt-mock:stall-after-1", stream=True), ssl=trusting) as answer:

@@ -207,6 +207,7 @@ async def ask(
         return answer.status, await answer.read(), secret
 
 
+@pytest.mark.claims("OG-1")
 @pytest.mark.parametrize("folder", [OURS, RECORDED], ids=["ours", "recorded"])
 async def test_every_answer_passes_the_gateway_unchanged_and_is_counted(
     start_gateway: StartGateway, folder: Path

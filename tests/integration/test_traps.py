@@ -694,6 +694,7 @@ async def test_trap_23_a_websocket_is_tried_first(gateway: Gateway) -> None:
     assert gateway.mock.counts.total.requests == 0
 
 
+@pytest.mark.claims("OL-2b")
 async def test_trap_24_cookies_are_not_shared(play: Play) -> None:
     """Providers set cookies. One client's must not go up with the next one's request, and none comes down."""
     body = b'{"usage":{"input_tokens":1,"output_tokens":1}}'

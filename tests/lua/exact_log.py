@@ -246,7 +246,8 @@ class ExactLog:
         event = b"%s %s" % (outcome.encode(), request_id.encode()) if self.chance.random() < 0.9 else b""
         status = self.in_redis.settle(request_id, outcome, actual, event, self.now_ms).status
         self.met[repr(status)] += 1
-        if request is None or request.state == "reaped":
+        is_news = request is not None and request.state == "released" and outcome is Outcome.POST
+        if request is None or request.state == "reaped" or is_news:
             assert status is (SettleStatus.REAPED if request else SettleStatus.UNKNOWN)
             self.corrections += [event] if event and outcome is not Outcome.CANCEL else []
             return
@@ -256,6 +257,7 @@ class ExactLog:
         assert status is SettleStatus.RESOLVED
         used = {Outcome.POST: actual, Outcome.VOID: Amounts(requests=1), Outcome.CANCEL: Amounts()}[outcome]
         self.resolve(request_id, used, was_used=outcome is not Outcome.CANCEL)
+        self.requests[request_id].state = "resolved" if outcome is Outcome.POST else "released"
         self.events += [event] if event and outcome is not Outcome.CANCEL else []
 
     def reap(self) -> None:

@@ -17,7 +17,16 @@ from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.metrics import Metrics
 from edgeproxy.mock_provider.server import Options, running
 from tests.support.certificates import make_pair
+from tests.support.gateway import open_partitions
 from tests.support.raw import Client
+
+
+@pytest.fixture(autouse=True)
+async def _opened(request: pytest.FixtureRequest) -> None:
+    """Redis may be trusted, where a test has one: in production `jobs` says so."""
+    if "redis_url" in request.fixturenames:
+        async with Redis.from_url(request.getfixturevalue("redis_url")) as redis:
+            await open_partitions(redis)
 
 
 def settings_for(redis_url: str, postgres_url: str, folder: Path, mock_url: str, **more: str) -> config.Settings:
@@ -41,6 +50,7 @@ def settings_for(redis_url: str, postgres_url: str, folder: Path, mock_url: str,
         "EDGEPROXY_STORES_REDIS": redis_url,
         "EDGEPROXY_STORES_POSTGRES": postgres_url,
         "EDGEPROXY_SECRETS_PEPPER_FILE": str(folder / "pepper"),
+        "EDGEPROXY_DATA_DIR": str(folder / "data"),
         "EDGEPROXY_BOUNDS_DRAIN_MS": "2000",
         **more,
     }
@@ -239,7 +249,7 @@ async def test_jobs_go_on_by_new_settings(redis_url: str, migrated_url: str, tmp
 
 async def usage_rows(control):
     for partition in range(control.partitions):
-        for _, fields in await control.streams._redis.xrange(f"{{p{partition:02d}}}:events"):
+        for _, fields in await control.caller._client.xrange(f"{{p{partition:02d}}}:events"):
             yield json.loads(fields[b"e"])
 
 
@@ -305,6 +315,20 @@ async def test_pages_are_served_over_tls_and_with_the_new_certificate_after_a_re
                 await later.get(f"{url}/healthz", ssl=before)
         async with session.get(f"{url}/healthz", ssl=before) as answer:  # on the connection that is open
             assert answer.status == 200
+
+
+async def test_what_is_said_of_privacy_follows_a_reload(redis_url: str, migrated_url: str, tmp_path: Path) -> None:
+    settings = settings_for(redis_url, migrated_url, tmp_path, "http://127.0.0.1:1")
+    web, url = listener()
+    async with console_role(settings, web, Metrics()) as console, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/privacy") as answer:
+            before = await answer.text()
+        other = dataclasses.replace(settings.provider[0], base_url="https://api.example.com")
+        await console.reload(dataclasses.replace(settings, provider=(other,)))
+        async with session.get(f"{url}/privacy") as answer:
+            after = await answer.text()
+    assert "api.example.com" not in before
+    assert "api.example.com" in after
 
 
 async def test_pages_are_served_in_clear_to_those_who_may_have_them_only(

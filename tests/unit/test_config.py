@@ -236,7 +236,8 @@ def test_a_value_of_another_type_is_refused_by_name(tables, line):
     ("tables", "words"),
     [
         ({"profile": "opusmaks"}, ["profile = 'opusmaks'", "did you mean opusmax?"]),
-        ({"profile": ""}, ["profile = ''", "known: opusmax"]),
+        ({"profile": ""}, ["profile = ''", "known: opusgate, opuslive, opusmax"]),
+        ({"profile": "./none.toml"}, ["cannot read profile none.toml", "check the setting profile"]),
         ({"workers": 0}, ["workers must be 1 to 64"]),
         ({"workers": 65}, ["workers must be 1 to 64"]),
         ({"workers": -1}, ["workers must be 1 to 64"]),

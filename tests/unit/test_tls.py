@@ -78,6 +78,7 @@ def test_certificate_and_key_may_be_in_one_file(pair: Pair) -> None:
 # --- what is spoken
 
 
+@pytest.mark.claims("OL-4a")
 def test_tls_1_2_is_spoken_and_nothing_older(pair: Pair) -> None:
     context = Certificates(pair.listen(), "api").context
     assert context is not None

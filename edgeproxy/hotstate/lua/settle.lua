@@ -9,7 +9,8 @@
 --   1 RESOLVED
 --   2 DUPLICATE   it was settled before; nothing changes
 --   3 UNKNOWN     there is no such reservation (any more); the event goes to the corrections, nothing else changes
---   4 REAPED      it was resolved in the caller's place, by what was known of it; as with UNKNOWN
+--   4 REAPED      it was resolved in the caller's place, by what was known of it; as with UNKNOWN. So is a post of what
+--                 was released: whoever released it did not know that it was used
 --
 -- post: what was really used replaces what was reserved. void: nothing was used, tokens go back, the request counts.
 -- cancel: as if it had never been: all goes back, no total counts it, no event tells of it, and none is a correction.
@@ -30,7 +31,7 @@ local told = not cancelled and ARGV[7] ~= ''
 local reservation = read_reservation(KEYS[1])
 local state = reservation and reservation[STATE]
 
-if not state or state == STATE_REAPED then
+if not state or state == STATE_REAPED or (state == STATE_RELEASED and ARGV[3] == 'post') then
   -- WRITES. ZREM is first for the reason given below.
   redis.call('ZREM', KEYS[2], ARGV[2])
   if told then redis.call('XADD', KEYS[4], '*', 'e', ARGV[7]) end

@@ -150,6 +150,7 @@ def recommended() -> list[str]:
     return line.partition(" resetchannels ")[2].split()
 
 
+@pytest.mark.claims("OL-8b")
 async def test_a_user_with_the_rights_that_are_recommended_is_enough_and_no_more(redis_url: str, user: Any):
     await user(*recommended())
     found = judged(await read_redis(as_user(redis_url), 1000, is_embedded=False))

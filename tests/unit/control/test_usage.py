@@ -17,6 +17,7 @@ async def issued(control):
     return await create_key(control, name="build", limits=["requests=50/1m", "tokens=1000/5h"])
 
 
+@pytest.mark.claims("OL-3b", "OL-5c")
 async def test_totals_and_windows_are_there_at_once_and_requests_after_the_flush(
     control, issued, request_with, flusher
 ):

@@ -114,6 +114,7 @@ def test_any_text_is_judged_without_an_error(text):
     assert not is_well_formed(text, PREFIX)
 
 
+@pytest.mark.claims("OL-5b")
 def test_what_is_shown_of_a_secret_leaves_most_of_it_unknown():
     secret = issue_secret(PREFIX, bytes(range(32)))
     assert display_prefix(secret, PREFIX) == secret[:11]

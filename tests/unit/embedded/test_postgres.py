@@ -51,6 +51,7 @@ async def test_it_keeps_what_it_was_told_over_a_restart_and_a_kill(server: Embed
     assert await value(server.start(), "SELECT one FROM kept") == 1
 
 
+@pytest.mark.claims("OL-8b")
 async def test_our_role_has_its_database_and_no_rights_over_the_server(server: EmbeddedPostgres):
     url = server.start()
     assert await value(url, "SELECT current_user || ' in ' || current_database()") == "edgeproxy in edgeproxy"
@@ -83,6 +84,7 @@ async def test_it_listens_on_the_socket_alone_checks_its_pages_and_logs_no_state
     assert {name: await value(url, f"SHOW {name}") for name in wanted} == wanted
 
 
+@pytest.mark.claims("OL-4d")
 async def test_what_an_error_quotes_does_not_reach_the_log(server: EmbeddedPostgres, data_dir: Path):
     url = server.start()
     for statement in ("SELECT 'canary-1'::int", "SELECT canary_2", "SYNTAX canary-3"):

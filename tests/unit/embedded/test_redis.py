@@ -52,6 +52,7 @@ def test_it_keeps_almost_everything_when_it_is_killed(server: EmbeddedRedis):
         assert client.get("a") == b"1", "written to the system at once, to the disk within a second"
 
 
+@pytest.mark.claims("OL-4d")
 def test_it_is_configured_to_lose_nothing_and_to_keep_no_arguments(server: EmbeddedRedis):
     wanted = {
         "appendonly": "yes",

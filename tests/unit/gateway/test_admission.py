@@ -1,10 +1,12 @@
 """What a limit does to a request, and what it tells the client."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
 from edgeproxy.domain.keys import KeyRecord, KeyStatus, Mode, OnLimit, Reserve, partition_of, provider_holder
@@ -24,6 +26,7 @@ def test_ids_of_one_moment_differ() -> None:
     assert len({ids.next(1_700_000_000_000) for _ in range(1000)}) == 1000
 
 
+@pytest.mark.claims("OL-8a")
 async def test_a_limit_admits_exactly_as_many_as_it_says(gateway: Gateway) -> None:
     secret = await gateway.issue("requests=50/1h")
 
@@ -38,6 +41,7 @@ async def test_a_limit_admits_exactly_as_many_as_it_says(gateway: Gateway) -> No
     assert (await gateway.usage(secret)).totals.requests == 50
 
 
+@pytest.mark.claims("OL-3b")
 async def test_a_short_window_tells_when_to_come_back(gateway: Gateway) -> None:
     secret = await gateway.issue("requests=1/1m", "tokens=100000/1d")
     async with gateway.post(CHAT, secret, chat()) as answer:
@@ -58,6 +62,7 @@ async def test_a_short_window_tells_when_to_come_back(gateway: Gateway) -> None:
         assert answer.headers["anthropic-ratelimit-requests-remaining"] == "0"
 
 
+@pytest.mark.claims("OL-3b")
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 async def test_a_spent_budget_makes_the_client_stop(gateway: Gateway, path: str) -> None:
     secret = await gateway.issue("requests=1/7d")
@@ -242,8 +247,50 @@ class TestLimitsOfTheProvider:
         assert (shared.totals.requests, shared.open) == (3, 0)
         assert [len(await gateway.events(secret)) for secret in secrets] == [2, 1]
 
+    async def test_a_key_of_the_same_partition_has_both_reservations(self, start_gateway: StartGateway) -> None:
+        gateway = await start_gateway(limits=["requests=100/1h"])
+        record = await self.publish(gateway, "requests=100/1h")
+        secrets = [await gateway.issue() for _ in range(60)]
+        beside = [each for each in secrets if gateway.records[each].partition == record.partition]
+        assert beside
+        assert [(await ask(gateway, secret, chat()))[0] for secret in beside] == [200] * len(beside)
+        async with asyncio.timeout(10):
+            while (shared := await Publishing(Caller(gateway.redis)).inspect(record)) is None or shared.open:
+                await asyncio.sleep(0.01)
+        assert shared.totals.requests == len(beside)
+
     async def test_nothing_is_admitted_before_they_are_published(self, start_gateway: StartGateway) -> None:
         gateway = await start_gateway(limits=["requests=3/1h"])
         secret = await gateway.issue("requests=50/1h")
         assert (await ask(gateway, secret, chat()))[0] == 503
         assert (await gateway.usage(secret)).windows[0].used == 0
+
+
+async def test_a_request_that_is_cancelled_while_it_is_admitted_holds_nothing(start_gateway: StartGateway) -> None:
+    """A stop cancels what is open; Redis runs what it was sent all the same."""
+    gateway = await start_gateway(stores={"redis_timeout_ms": 5000})
+    secret = await gateway.issue("tokens=100000/1h", concurrency=1)
+    await ask(gateway, secret, chat())  # its record is remembered
+    used = (await gateway.usage(secret)).windows[0].used
+    handler = gateway.role._handler  # type: ignore[attr-defined]
+    reserve = handler._hot.reserve
+
+    async def cancelled(*arguments: Any, **options: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+        return await reserve(*arguments, **options)
+
+    handler._hot.reserve = cancelled
+    await gateway.redis.client_pause(300)
+    with contextlib.suppress(aiohttp.ClientError):
+        await ask(gateway, secret, chat())
+    handler._hot.reserve = reserve
+    async with asyncio.timeout(10):
+        while True:
+            usage = await gateway.usage(secret)
+            if not usage.open and not handler._settlements.open:
+                break
+            await asyncio.sleep(0.02)
+    assert (usage.windows[0].used, usage.totals.requests) == (used, 1)
+    assert (await ask(gateway, secret, chat()))[0] == 200

@@ -3,6 +3,8 @@
 import dataclasses
 import time
 
+import pytest
+
 from edgeproxy.domain.keys import KeyStatus, digest, issue_secret
 from edgeproxy.gateway.authentication import Authentication
 from edgeproxy.hotstate import keyspace
@@ -19,6 +21,7 @@ async def refused(gateway: Gateway, headers: dict[str, str], path: str = CHAT) -
         return await answer.read(), shown
 
 
+@pytest.mark.claims("OL-8a")
 async def test_missing_malformed_unknown_expired_and_revoked_keys_get_one_answer(gateway: Gateway) -> None:
     good = await gateway.issue()
     expired = await gateway.issue(expires_ms=int(time.time() * 1000) - 1)
@@ -103,10 +106,29 @@ async def test_a_record_without_counters_admits_nothing(gateway: Gateway) -> Non
     assert gateway.mock.counts.total.requests == 0
 
 
+async def test_the_first_secret_counts_whichever_key_is_remembered(gateway: Gateway) -> None:
+    first, second = await gateway.issue(), await gateway.issue()
+    rows = [
+        ({"authorization": f"Bearer {first}"}, first),
+        ({"x-api-key": second}, second),
+        ({"authorization": f"Bearer {first}", "x-api-key": second}, first),
+        ({"authorization": "Bearer junk", "x-api-key": second}, second),
+        ({"authorization": f"Basic {first}", "x-api-key": second}, second),
+        ({"x-api-key": "junk", "x-goog-api-key": first}, first),
+    ]
+    for headers, secret in rows:
+        before = (await gateway.usage(secret)).totals.requests
+        async with gateway.session.post(gateway.url + CHAT, json=chat(), headers=headers) as answer:
+            assert answer.status == 200
+            await answer.read()
+        assert (await gateway.usage(secret)).totals.requests == before + 1
+
+
 async def test_a_worker_remembers_no_more_keys_than_its_setting(gateway: Gateway, redis_url: str) -> None:
     secrets = [await gateway.issue() for _ in range(5)]
     hot = HotState(gateway.settings.stores, gateway.metrics.redis_seconds)
     await hot.start()
+    await hot.watch.until_open(10)
     try:
         authentication = Authentication(hot, (PEPPER,), "ep-", cache_size=2)
         for secret in secrets:
@@ -121,6 +143,7 @@ async def test_keys_under_the_previous_pepper_go_on_working(gateway: Gateway, re
     secret = await gateway.issue()
     hot = HotState(gateway.settings.stores, gateway.metrics.redis_seconds)
     await hot.start()
+    await hot.watch.until_open(10)
     try:
         authentication = Authentication(hot, (bytes(32), PEPPER), "ep-", cache_size=2)
         for _ in range(2):

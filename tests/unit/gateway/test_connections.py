@@ -254,6 +254,19 @@ async def test_an_idle_connection_is_given_up_in_time() -> None:
         pool.close()
 
 
+async def test_a_connection_that_is_used_again_and_again_is_idle_from_its_last_use() -> None:
+    async with scripted_provider(saying(OK)) as url:
+        pool = pool_for(url, idle_ms=300)
+        _, first, _ = await exchange(pool)
+        for _ in range(4):
+            await asyncio.sleep(0.15)
+            _, again, error = await exchange(pool)
+            assert (again is first, error) == (True, None)
+        await asyncio.sleep(0.6)
+        assert not pool._open
+        pool.close()
+
+
 async def test_there_are_no_more_connections_than_allowed() -> None:
     async with scripted_provider(saying(OK)) as url:
         pool = pool_for(url, max_connections=2)
@@ -289,6 +302,7 @@ def tls(certificate: Path) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.claims("OL-4a")
 async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(tls: ssl.SSLContext) -> None:
     async with scripted_provider(saying(OK), tls) as url:
         with pytest.raises(GatewayError) as caught:

@@ -26,6 +26,7 @@ async def settled(gateway: Gateway, secret: str, count: int = 1) -> list[Any]:
     return events
 
 
+@pytest.mark.claims("OL-4c")
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat), (MESSAGES, message)])
 async def test_the_first_piece_is_there_before_the_second_is_sent(gateway: Gateway, path: str, body: Any) -> None:
     secret = await gateway.issue()

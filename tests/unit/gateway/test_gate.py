@@ -95,6 +95,7 @@ class Strangers(Peers):
         return False
 
 
+@pytest.mark.claims("OL-4a")
 async def test_a_stranger_is_closed_before_anything_is_read_and_counted() -> None:
     metrics, sock = Metrics(), socket.create_server(("127.0.0.1", 0))
     for header_timeout_s in (None, 5.0):

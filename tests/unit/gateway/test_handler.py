@@ -161,6 +161,7 @@ async def test_the_clients_key_never_goes_up_and_the_operators_never_comes_down(
     assert not any("ratelimit" in name for name in received)
 
 
+@pytest.mark.claims("OL-4a")
 @pytest.mark.parametrize(("path", "body"), [(CHAT, chat()), (MESSAGES, message())])
 @pytest.mark.parametrize("protocol", ["http", "https, http", ""])
 async def test_what_a_proxy_took_in_clear_is_refused_before_its_key_is_looked_at(
@@ -301,6 +302,7 @@ async def test_a_key_may_be_limited_to_some_models(gateway: Gateway) -> None:
     assert gateway.mock.counts.total.requests == 1
 
 
+@pytest.mark.claims("OL-3c")
 async def test_refusals_of_a_known_key_are_counted_by_status(gateway: Gateway) -> None:
     secret = await gateway.issue("requests=1/1h")
     for body in (chat(), chat(), chat(), {"model": 7}):
@@ -362,6 +364,7 @@ async def test_without_redis_nothing_is_admitted_and_it_is_said_so(
     assert gateway.mock.counts.total.requests == 0
 
 
+@pytest.mark.claims("OL-1")
 async def test_nothing_that_a_provider_says_reaches_a_log(
     start_gateway: StartGateway, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

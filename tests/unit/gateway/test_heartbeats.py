@@ -67,7 +67,7 @@ async def test_one_that_may_have_been_reaped_is_not_told_again(start_gateway: St
     async with gateway.post(CHAT, secret, chat("gpt-mock:chunks-40.interval-50", stream=True)) as answer:
         await answer.content.readany()
         (reservation,) = gateway.role._settlements.open  # type: ignore[attr-defined]
-        reservation.holds[0].renewed_at -= 3_600
+        reservation.holds[0].renewed_at -= 3_600 + 120  # longer than Redis would remember
         await forget(gateway, secret, answer.headers["x-request-id"], before)
         await until(lambda: is_closed(gateway))
         await open_partitions(gateway.redis)

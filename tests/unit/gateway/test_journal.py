@@ -151,3 +151,35 @@ def test_a_link_is_not_followed(tmp_path: Path, capfd: pytest.CaptureFixture[str
     (tmp_path / "a.journal").symlink_to(tmp_path / "elsewhere")
     assert take_over(tmp_path) == []
     assert "journal_unreadable" in capfd.readouterr().err
+
+
+def test_a_write_that_fails_in_the_middle_spoils_no_other_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    assert journal.write([ONE])
+    write = os.write
+
+    def full(file: int, content: bytes) -> int:
+        if len(content) > 20:
+            return write(file, content[:20])
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(os, "write", full)
+    assert not journal.write([TWO])
+    monkeypatch.setattr(os, "write", write)
+    assert journal.write([TWO])
+    journal.close()
+    (left,) = take_over(tmp_path)
+    assert left.read() == [ONE, TWO]
+    left.let_go()
+
+
+def test_a_file_that_did_not_get_its_name_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        assert not journal.write([ONE])
+    assert journal.write([TWO])
+    journal.close()
+    (left,) = take_over(tmp_path)
+    assert left.read() == [TWO]
+    left.let_go()

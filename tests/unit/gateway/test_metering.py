@@ -79,11 +79,12 @@ def test_the_last_word_of_a_stream_is_noticed() -> None:
     metered = meter(path="/v1/messages")
     metered.begin(200, STREAM)
     metered.feed(b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":3}}\n\n')
-    assert not metered.is_finished
+    assert metered.reader is not None
+    assert not metered.reader.is_finished
     metered.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n')
-    assert not metered.is_finished
+    assert not metered.reader.is_finished
     metered.feed(b"\n")
-    assert metered.is_finished
+    assert metered.reader.is_finished
     assert metered.end() == b""
 
 

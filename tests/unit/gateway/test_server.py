@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio as redis_asyncio
-from aiohttp import web
 
 from edgeproxy.config import Bounds
-from edgeproxy.gateway.server import Server, Written, encode_head, write
+from edgeproxy.gateway.answers import Written, write
+from edgeproxy.gateway.requests import Request
+from edgeproxy.gateway.server import Server
 from edgeproxy.metrics import Metrics
 from tests.support.gateway import Gateway, StartGateway, chat, run_gateway
 from tests.support.raw import Client, read_request, scripted_provider
@@ -70,12 +71,6 @@ async def test_no_answer_sets_a_cookie_or_names_its_software(gateway: Gateway) -
     async with gateway.session.get(gateway.url + "/healthz") as answer:
         assert "set-cookie" not in answer.headers
         assert "server" not in answer.headers
-
-
-def test_a_head_is_one_block_of_lines() -> None:
-    head = encode_head(429, [("a", "b"), ("c", "d")], keep_alive=False)
-    assert head == b"HTTP/1.1 429 Too Many Requests\r\na: b\r\nc: d\r\nconnection: close\r\n\r\n"
-    assert encode_head(599, [], keep_alive=True) == b"HTTP/1.1 599 \r\nconnection: keep-alive\r\n\r\n"
 
 
 async def test_an_idle_connection_does_not_hold_up_a_stop(
@@ -149,7 +144,7 @@ async def test_a_stop_waits_once_for_an_answer_though_aiohttp_does_so_twice(monk
 async def test_a_client_that_leaves_in_the_turn_of_its_request_is_no_mistake_of_ours() -> None:
     answered, failures = [], []
 
-    async def handle(request: web.BaseRequest) -> Written:
+    async def handle(request: Request) -> Written:
         answered.append(request)
         return write(request, 200, [], b"")
 
@@ -290,7 +285,7 @@ async def test_a_client_that_takes_its_answer_is_left_alone(start_gateway: Start
 async def test_answers_do_not_pile_up_for_a_client_that_only_asks() -> None:
     answered = 0
 
-    async def handle(request: web.BaseRequest) -> Written:
+    async def handle(request: Request) -> Written:
         nonlocal answered
         answered += 1
         return write(request, 200, [], b"x" * 100_000)
@@ -314,3 +309,16 @@ async def test_many_requests_in_a_row_are_all_answered(gateway: Gateway) -> None
         for _ in range(5000):
             _, body = await client.answer()
             assert body == b"ok\n"
+
+
+async def test_an_answer_that_did_not_wait_for_its_question_survives_what_is_sent_after_it(gateway: Gateway) -> None:
+    async with Client(gateway.url) as client:
+        client.send("GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        await asyncio.sleep(0.05)
+        client.send("abcde")
+        for _ in range(20):
+            client.send(GET + "\r\n")
+            await asyncio.sleep(0.005)
+        head, body = await client.answer()
+        assert (b"connection: close" in head, body) == (True, b"ok\n")
+        assert await client.reader.read() == b""

@@ -1,6 +1,7 @@
 """A settlement reaches Redis once, whatever happens to Redis or to the process in between."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -166,12 +167,39 @@ async def test_what_a_redis_forgot_of_the_last_seconds_is_told_again(bench: Benc
             await bench.redis.restore(name, 0, dumped)
     await bench.redis.delete(keyspace.events(3))
     assert (await bench.usage()).totals.requests == 0
-    bench.unconfirmed.replay(2)  # of another partition
+    bench.unconfirmed.replay([2])  # of another partition
     await asyncio.sleep(0.1)
     assert (await bench.usage()).totals.requests == 0
     for _ in range(2):
-        bench.unconfirmed.replay(3)
+        bench.unconfirmed.replay([3])
         await bench.settled(1)
     usage = await bench.usage()
     assert (usage.totals, usage.open, usage.windows[0].used) == (Amounts(1, 5, 0), 1, 15)
     assert await bench.redis.xlen(keyspace.events(3)) == 1
+
+
+async def test_how_long_redis_was_away_does_not_matter_for_what_is_told_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.reserve("a")
+    bench.unconfirmed.send(settlement("a"))
+    await bench.settled(1)
+    await bench.redis.delete(keyspace.reservation(3, "a"), keyspace.events(3))
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+    bench.unconfirmed.replay([3])
+    async with asyncio.timeout(PATIENCE_S):
+        while not await bench.redis.xlen(keyspace.corrections(3)):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_line_of_a_partition_that_there_is_not_holds_up_no_other(bench: Bench) -> None:
+    await bench.reserve("a")
+    journal = Journal(bench.folder)
+    journal.write([replace(settlement("odd"), partition=63), settlement("a")])
+    journal.close()
+    later = Unconfirmed(bench.hot, bench.folder, bench.metrics)
+    later.start()
+    await bench.settled(1)
+    await later.finish(PATIENCE_S)
+    assert bench.files() == []

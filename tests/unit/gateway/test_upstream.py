@@ -33,6 +33,7 @@ def choose(known: Upstreams, route: Route, model: str) -> Target:
     return known.choose(route, asking(model))
 
 
+@pytest.mark.claims("OG-4")
 async def test_the_first_row_that_matches_and_speaks_the_dialect_wins() -> None:
     known = upstreams(
         [provider("a"), provider("b", "anthropic"), provider("c")],

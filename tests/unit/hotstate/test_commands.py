@@ -132,7 +132,12 @@ async def test_nothing_is_admitted_where_the_counters_may_be_incomplete(
 async def test_an_emptied_redis_is_never_taken_for_an_unknown_key(
     hot: HotState, record: KeyRecord, redis: redis_asyncio.Redis
 ) -> None:
+    epoch = await redis.get(keyspace.epoch(0))
     await redis.flushdb()
+    with pytest.raises(StoreUnavailable):
+        await hot.lookup([DIGEST])
+    assert epoch is not None
+    await redis.set(keyspace.epoch(0), epoch)  # the first partition is filled again, that of the key is not
     with pytest.raises(StoreUnavailable):
         await hot.lookup([DIGEST])
 

@@ -7,7 +7,7 @@ import pytest
 
 from edgeproxy.domain.keys import KeyId, KeyRecord, KeyStatus, partition_of
 from edgeproxy.domain.limits import Amounts, Dimension, Limit
-from edgeproxy.domain.reservations import RebuildStatus, RebuiltState
+from edgeproxy.domain.reservations import RebuildStatus, RebuiltState, encode_note
 from edgeproxy.domain.usage import encode_event
 from edgeproxy.errors import OperatorError, StoreUnavailable
 from edgeproxy.hotstate import keyspace, rebuilding, scripts
@@ -90,7 +90,7 @@ async def test_events_that_wait_are_read_up_to_the_one_that_was_seen(hot, redis,
 async def test_open_requests_are_told_with_whose_they_are(control, hot, redis, monkeypatch):
     monkeypatch.setattr(rebuilding, "_LEASES", 2)
     await hot.rebuild([(b"", STATE)])
-    notes = [b'{"holder": "%s", "model": "gpt-*"}' % KEY.encode()] * 3 + [b'{"holder": "x", "model": ""}', b"junk", b""]
+    notes = [encode_note(KEY, "gpt-*")] * 3 + [encode_note(KeyId("x"), ""), b"junk", b""]
     for number, note in enumerate(notes):
         arguments = scripts.reserve_args(
             HOME, f"request{number}", [scripts.scope_of(RECORD)], Amounts(1, 2, 3), 1000, note, announce=True

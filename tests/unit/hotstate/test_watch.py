@@ -15,8 +15,8 @@ PARTITIONS = 3
 PATIENCE_S = 10
 
 
-async def write_epoch(redis: redis_asyncio.Redis, partition: int, *run_ids: str) -> None:
-    await redis.set(keyspace.epoch(partition), json.dumps({"run_ids": run_ids, "opened_ms": 0}))
+async def write_epoch(redis: redis_asyncio.Redis, partition: int, *run_ids: str, opened_ms: int = 0) -> None:
+    await redis.set(keyspace.epoch(partition), json.dumps({"run_ids": run_ids, "opened_ms": opened_ms}))
 
 
 async def run_id_of(redis: redis_asyncio.Redis) -> str:
@@ -37,7 +37,7 @@ def returned() -> list[int]:
 @pytest.fixture
 async def watch(redis_url: str, returned: list[int]) -> AsyncIterator[Watch]:
     nodes = Nodes(redis_url, 1000, 1000, [])
-    watching = Watch(nodes, PARTITIONS, returned.append)
+    watching = Watch(nodes, PARTITIONS, returned.extend, lambda _: None)
     nodes.on_connect = watching.reconsider
     await nodes.start()
     running = asyncio.create_task(watching.run())
@@ -77,11 +77,28 @@ async def test_an_emptied_server_is_closed_and_its_return_is_told(
     returned.clear()
     await redis.flushdb()
     await until(lambda: not any(watch.is_open(partition) for partition in range(PARTITIONS)))
-    assert returned == []
+    assert sorted(returned) == [0, 1, 2]
+    returned.clear()
     for partition in range(PARTITIONS):
         await write_epoch(redis, partition, await run_id_of(redis))
     await until(lambda: watch.all_open)
     assert sorted(returned) == [0, 1, 2]
+
+
+async def test_a_server_that_was_emptied_and_opened_again_unseen_is_told_of(
+    watch: Watch, redis: redis_asyncio.Redis, returned: list[int]
+) -> None:
+    """`jobs` may be quicker than the next reading of the epochs."""
+    run_id = await run_id_of(redis)
+    for partition in range(PARTITIONS):
+        await write_epoch(redis, partition, run_id)
+    await watch.until_open(PATIENCE_S)
+    returned.clear()
+    await write_epoch(redis, 1, run_id, opened_ms=1)
+    await until(lambda: bool(returned))
+    await write_epoch(redis, 1, run_id, "another", opened_ms=1)  # other servers were opened: nothing to tell this one
+    await asyncio.sleep(1.5)
+    assert (returned, watch.all_open) == ([1], True)
 
 
 async def test_a_connection_that_comes_back_to_the_same_server_needs_no_opening(

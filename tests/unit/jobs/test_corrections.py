@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +21,12 @@ from edgeproxy.jobs.reaping import Sweeper
 from edgeproxy.store.database import connect
 
 UNKNOWN = KeyId("0190a000-0000-7000-8000-000000000009")
+
+
+@pytest.fixture(autouse=True)
+def _one_look(monkeypatch):
+    """A lease that is over is taken for over at the first look."""
+    monkeypatch.setattr("edgeproxy.jobs.reaping.BEATS_PER_LEASE", math.inf)
 
 
 @pytest.fixture

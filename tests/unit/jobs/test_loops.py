@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,13 @@ from edgeproxy.jobs.loops import Loop, repeat, run
 from edgeproxy.store.database import connect
 
 QUICK = Jobs(flush_interval_ms=20, flush_after_ms=50, flush_batch=100)
+
+
+@pytest.fixture(autouse=True)
+def _one_look(monkeypatch):
+    """What needs a second look, or some patience, is decided at the first."""
+    monkeypatch.setattr("edgeproxy.jobs.reaping.BEATS_PER_LEASE", math.inf)
+    monkeypatch.setattr("edgeproxy.jobs.reconciliation.ANNOUNCE_S", 0.0)
 
 
 async def until(check):

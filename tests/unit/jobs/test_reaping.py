@@ -1,5 +1,7 @@
 import asyncio
 import json
+import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,12 @@ from edgeproxy.jobs import reaping as module
 from edgeproxy.jobs.reaping import Sweeper
 
 GONE_MS = -60_000  # a lease that was over before it began: nobody waits in a test
+
+
+@pytest.fixture(autouse=True)
+def _one_look(monkeypatch):
+    """A lease that is over is taken for over at the first look."""
+    monkeypatch.setattr("edgeproxy.jobs.reaping.BEATS_PER_LEASE", math.inf)
 
 
 @pytest.fixture
@@ -181,8 +189,9 @@ async def test_what_a_deleted_key_left_is_resolved_and_its_event_dropped(
     assert await redis.keys("*:state:*") == []
 
 
+@pytest.mark.parametrize("ago_ms_at_last", [30_001, -60_000])  # the other is a clock that was set back
 async def test_nothing_is_swept_before_a_partition_was_open_for_a_lease(
-    control, metrics, key, request_with, open_epoch, redis
+    control, metrics, key, request_with, open_epoch, redis, ago_ms_at_last
 ):
     await request_with(key, settle=False, lease_ms=GONE_MS)
     sweeper = Sweeper(control, metrics)
@@ -192,12 +201,28 @@ async def test_nothing_is_swept_before_a_partition_was_open_for_a_lease(
     for partition in range(control.partitions):
         await redis.set(keyspace.epoch(partition), b"junk")
     assert await sweeper.sweep_once() == 0
-    for ago_ms in (0, 29_000, -60_000):  # workers announce what they have; the last is a clock that was set back
+    for ago_ms in (0, 29_000):  # workers announce what they have
         await open_epoch(ago_ms)
         assert await sweeper.sweep_once() == 0
-    assert await Sweeper(replace(control, lease_ms=20_000), metrics).sweep_once() == 0
-    await open_epoch(30_001)
+    await open_epoch(ago_ms_at_last)
     assert await sweeper.sweep_once() == 1
+
+
+async def test_leases_that_a_clock_ended_at_once_are_looked_at_twice(
+    control, metrics, key, request_with, open_epoch, redis, monkeypatch
+):
+    monkeypatch.undo()
+    await open_epoch(30_001)
+    events = [await request_with(key, settle=False, lease_ms=GONE_MS) for _ in range(2)]
+    sweeper = Sweeper(control, metrics)
+    assert await sweeper.sweep_once() == 0
+    partition = key.record(control.partitions).partition
+    beats = [scripts.Beat(events[0].id, 1, 1)]
+    await control.caller.run("heartbeat", scripts.heartbeat_args(partition, 30_000, beats))  # its worker lives
+    now = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 10.1)
+    assert await sweeper.sweep_once() == 1
+    assert (await control.publishing.inspect(key.record(control.partitions))).open == 1
 
 
 async def test_many_are_swept_in_bounded_rounds_and_other_partitions_do_not_wait(

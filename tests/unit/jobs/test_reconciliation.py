@@ -80,6 +80,11 @@ def file(server, placed, tmp_path, redis):
     return File()
 
 
+@pytest.fixture(autouse=True)
+def _no_wait(monkeypatch):
+    monkeypatch.setattr(module, "ANNOUNCE_S", 0.0)
+
+
 @pytest.fixture
 def reconciler(control, flusher, metrics):
     return Reconciler(control, flusher, metrics)
@@ -211,7 +216,7 @@ async def test_an_older_file_gets_back_what_happened_since(
     after = await agree(key, opened=1)
     assert after.totals == then.totals == Amounts(5, 65, 35)
     assert [window.used for window in after.windows] == [6, 120]
-    assert await settle(key, ended) == 2  # DUPLICATE: it was cancelled, and its event is stored
+    assert await settle(key, ended) == 4  # it was cancelled: the corrections find that its event is stored
     await settle(key, waits)
     assert (await agree(key)).totals.requests == 6
     assert await admitted(request_with, key) == 4
@@ -382,10 +387,10 @@ async def test_a_key_that_never_holds_still_keeps_its_partition_closed(
         await redis.append(name, b"\x00")
         return await rebuild(self, states)
 
-    monkeypatch.setattr(Rebuilding, "rebuild", change_then_rebuild)
-    assert await reconciler.open_once() == PARTITIONS - 1
-    assert not (await epochs.look())[partition].is_open
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(Rebuilding, "rebuild", change_then_rebuild)
+        assert await reconciler.open_once() == PARTITIONS - 1
+        assert not (await epochs.look())[partition].is_open
     assert await reconciler.open_once() == 1
 
 
@@ -476,14 +481,15 @@ async def test_the_epochs_of_open_partitions_name_each_others_servers(reconciler
     async def write(self, epochs):
         written.update(epochs)
 
-    async def unmoved(*_):
+    async def unmoved(*_, **__):
         return None
 
     monkeypatch.setattr(Epochs, "look", look)
     monkeypatch.setattr(Epochs, "write", write)
     monkeypatch.setattr(Reconciler, "_open", unmoved)
     assert await reconciler.open_once() == 0
-    assert written == {0: Epoch(("a", "b"), 1), 1: Epoch(("a", "b"), 2)}, "c is not open, so nobody names it"
+    opened = {0: Epoch(("a", "b"), 1), 1: Epoch(("a", "b"), 2)}  # c is not open, so nobody names it
+    assert written == opened | {3: Epoch((), 0)}
 
 
 async def test_records_that_lie_on_another_server_come_back_before_anything_opens(
@@ -537,3 +543,35 @@ async def test_a_partition_that_is_closed_is_not_watched(control, reconciler, re
     await redis.flushall()
     await reconciler.watch_once()
     assert gauge(metrics, "drift_keys") == 0
+
+
+async def test_nothing_opens_before_workers_could_tell_what_they_have_open(
+    control, reconciler, epochs, redis, monkeypatch
+):
+    monkeypatch.setattr(module, "ANNOUNCE_S", 1.5)
+    assert await reconciler.open_once() == PARTITIONS, "there is no key, so nothing can be open"
+    key = (await create_key(control, name="k", limits=["requests=10/1h"])).key
+    record = key.record(PARTITIONS)
+    await redis.flushdb()
+    assert await reconciler.open_once() == 0
+    assert await control.publishing.inspect(record) is not None, "what is told next finds it"
+    arguments = scripts.reserve_args(
+        record.partition, "r", [scripts.scope_of(record)], Amounts(1, 2, 3), 30_000, b"{}", announce=True
+    )
+    assert scripts.decode_reserve(await control.caller.run("reserve", arguments)).status is ReserveStatus.ADMITTED
+    async with asyncio.timeout(20):
+        while not await reconciler.open_once():
+            await asyncio.sleep(0.1)
+    assert (await control.publishing.inspect(record)).open == 1
+
+
+async def test_an_epoch_of_what_is_closed_names_no_server_it_could_move_to(control, reconciler, epochs, monkeypatch):
+    await epochs.write({0: Epoch(("another", "third"), 5)})
+
+    async def away(*_):
+        raise StoreUnavailable("postgresql")
+
+    monkeypatch.setattr(module, "all_keys", away)
+    with pytest.raises(StoreUnavailable):
+        await reconciler.open_once()
+    assert (await epochs.look())[0].epoch == Epoch((), 0)

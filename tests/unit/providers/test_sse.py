@@ -134,3 +134,16 @@ def test_the_bound_is_on_one_event_and_not_on_the_stream():
     splitter = EventSplitter(12)
     assert fed(splitter, [b"data: 1234", b"\n\n"] * 100) == b"data: 1234\n\n" * 100
     assert not splitter.overflowed
+
+
+@pytest.mark.parametrize("held", [b"", b"data: 1", b"\n"])
+@pytest.mark.parametrize(
+    "chunk",
+    [b"data: 2\n\n", b"data: 2\r\n\r\n", b"data: 2\n", b"\n\n", b"data: 2\n\ndata: 3\n\n", b"a\r\n\n", b"a\n\n\n", b""],
+)
+def test_what_is_one_event_is_what_would_have_been_cut(held, chunk):
+    splitter = EventSplitter(100)
+    splitter.feed(held)
+    is_one = splitter.is_one_event(chunk)
+    assert not is_one or (splitter.feed(chunk), splitter.tail, events(chunk)) == (chunk, b"", [chunk])
+    assert is_one == (held == b"" and chunk == b"data: 2\n\n")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SHOW = """
 import ctypes, os, resource
 from edgeproxy.supervisor.hardening import harden
@@ -16,6 +18,7 @@ print(oct(os.umask(0)))
 """
 
 
+@pytest.mark.claims("OL-4d")
 def test_no_memory_image_all_descriptors_and_private_files():
     shown = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["0", "True", "True", "0o77"]

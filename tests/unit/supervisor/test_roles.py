@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
 from edgeproxy import tasks
 from edgeproxy.config import Bounds, Listen, Secrets, Settings, Stores
@@ -19,8 +20,17 @@ from edgeproxy.supervisor.channel import Channel, Kind, encode_settings
 from edgeproxy.supervisor.listeners import bind, url_of
 from edgeproxy.supervisor.reloading import Reloading
 from edgeproxy.supervisor.roles import Role, run_alone, run_child
+from tests.support.gateway import open_partitions
 
 NOWHERE = Stores("redis://127.0.0.1:1", "postgresql://127.0.0.1:1/none")
+
+
+@pytest.fixture(autouse=True)
+async def _opened(request: pytest.FixtureRequest) -> None:
+    """Redis may be trusted, where a test has one: in production `jobs` says so."""
+    if "redis_url" in request.fixturenames:
+        async with Redis.from_url(request.getfixturevalue("redis_url")) as redis:
+            await open_partitions(redis)
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +164,22 @@ async def test_a_role_alone_refuses_a_database_that_is_not_up_to_date(
 ):
     with pytest.raises(OperatorError, match="edgeproxy migrate"):
         await run_alone(role, alone(replace(settings, stores=Stores(redis_url, postgres_url))))
+
+
+@pytest.mark.parametrize("role", [Role.CONSOLE, Role.JOBS])
+async def test_a_role_alone_refuses_stores_that_hold_what_nobody_declared(
+    settings: Settings, role: Role, redis_url: str, migrated_url: str
+):
+    async with Redis.from_url(redis_url) as redis:
+        await redis.set("visits", 1)
+    with pytest.raises(OperatorError, match="Redis key visits"):
+        await run_alone(role, alone(replace(settings, stores=Stores(redis_url, migrated_url))))
+
+
+@pytest.mark.parametrize("role", [Role.GATEWAY, Role.CONSOLE, Role.JOBS])
+async def test_a_role_alone_refuses_a_profile_that_this_version_cannot_keep(settings: Settings, role: Role):
+    with pytest.raises(OperatorError, match="does not keep what profile opusgate promises"):
+        await run_alone(role, alone(replace(settings, profile="opusgate")))
 
 
 async def test_a_gateway_alone_serves_until_it_is_asked_to_stop_and_never_opens_the_database(

@@ -90,3 +90,13 @@ async def test_a_data_directory_that_cannot_be_used_is_one_line(settings: Settin
 
     with pytest.raises(OperatorError, match="cannot use data_dir"):
         await serve(settings := Settings(data_dir=tmp_path / "file" / "data"), lambda: settings, announce)
+
+
+async def test_a_profile_that_this_version_cannot_keep_is_refused_before_anything_is_made(tmp_path: Path):
+    async def announce(_: Serving) -> None:
+        pytest.fail("nothing serves")
+
+    settings = Settings(data_dir=tmp_path / "data", profile="ominigate")
+    with pytest.raises(OperatorError, match=r"set profile to opuslive or opusmax\. Missing: OI-1a"):
+        await serve(settings, lambda: settings, announce)
+    assert not settings.data_dir.exists()
