@@ -121,7 +121,10 @@ class Installation:
         try:
             return await asyncio.wait_for(self.process.wait(), _STOP_S)
         except TimeoutError:
+            children = self.children()
             self.process.kill()
+            for pid in children:  # the stores would go on without it
+                self.kill(pid)
             return await self.process.wait()
 
     async def until_announced(self) -> None:
@@ -182,6 +185,7 @@ async def running(markers: Markers, upstream_url: str, profile: str) -> AsyncIte
             yield there
         finally:
             await there.stop()
+            placement.remove_runtime()
             if placement.stores != data_dir:
                 shutil.rmtree(placement.stores, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeproxy.domain.inventory import GROUPS, Kind, places
-from edgeproxy.domain.retention import Keep, span
+from edgeproxy.domain.retention import Keep
 from edgeproxy.policy.profiles import Profile
 
 
@@ -98,7 +98,7 @@ def make_notice(profile: Profile, facts: Facts) -> Notice:
         _kept(kept, facts),
         _flow(),
         _receivers(facts.receivers, profile.region),
-        _how_long(profile, kept),
+        _how_long(kept),
         _rights(profile, kept),
         Section(
             "children",
@@ -177,12 +177,10 @@ def _receivers(receivers: Sequence[Receiver], region: str) -> Section:
     return Section("receivers", "Who receives it", _texts(text, where), rows=tuple(rows))
 
 
-def _how_long(profile: Profile, kept: dict[str, Keep]) -> Section:
+def _how_long(kept: dict[str, Keep]) -> Section:
     rows = [Row("Content", "Not kept.")]
     rows += [Row(_NAMES[group], _sentence(kept[group].told)) for group in GROUPS if group in kept]
     text = "When a key is deleted, everything that was kept of it is gone at once for everybody who asks."
-    if profile.scrub_hours:
-        text += f" Within {span(profile.scrub_hours * 3600)} it is gone from every file of the service as well."
     return Section("how-long", "How long it is kept", (text,), rows=tuple(rows))
 
 

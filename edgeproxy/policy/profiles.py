@@ -19,7 +19,6 @@ from edgeproxy.domain.retention import Keep, Until, parse_keep
 from edgeproxy.errors import OperatorError
 from edgeproxy.tables import build, one_of, shown
 
-_MOST_HOURS = 24 * 30
 _FIELD = re.compile(r"(?:unknown setting )?([a-z_]\w*(?:\[[0-9]+\])?(?:\.\w+)*)(?= must|;)")
 
 
@@ -53,15 +52,13 @@ class Profile:
     """A profile as its file says.
 
     `title` is what the service calls itself, `contact` whom to ask: part of a sentence, or an address. `region` is
-    where its servers are, "" where that is not stated. `scrub_hours` is how long it takes at most until no file holds
-    what was deleted, 0 where that is not promised. `longest_window` is the longest that a limit of a key may be.
+    where its servers are, "" where that is not stated. `longest_window` is the longest that a limit of a key may be.
     """
 
     name: str = ""
     title: str = ""
     contact: str = ""
     region: str = ""
-    scrub_hours: int = 0
     longest_window: str = "366d"
     keep: Kept = field(default_factory=Kept)
     history: tuple[Change, ...] = ()
@@ -123,8 +120,6 @@ def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
         text = getattr(profile, name)
         if not text.strip() or not text.isprintable():
             yield name, f"is missing: write {'the name of the service' if name == 'title' else 'whom people can ask'}"
-    if not 0 <= profile.scrub_hours <= _MOST_HOURS:
-        yield "scrub_hours", f"must be 0 to {_MOST_HOURS}"
     yield from _history_problems(profile)
     yield from _keep_problems(profile)
 

@@ -17,7 +17,8 @@ EPOCH_WRITTEN = words("SET", ":epoch")
 COMMITTED = words("COMMIT")
 # What else goes wrong all the time: at the provider, by the directives of the mock provider.
 PROVIDER_FAULTS = (*[""] * 15, ".cut-after-2", ".close-after-1", ".end-after-2", ".error-after-2", ".no-head")
-_FLUSHED_S = 3.0  # until what workers settled that were killed before is in PostgreSQL
+_FLUSHED_S = 3.0  # by then what was settled is in PostgreSQL
+_FORGOTTEN_S = 1.0
 _REQUEST_STEPS = ("reserve", "settle", "heartbeat")
 
 Fault = Callable[[Installation, Clients, random.Random], str]
@@ -57,9 +58,10 @@ def redis_is_killed_while_it_is_opened(there: Installation, clients: Clients, rn
 
 def redis_forgets_its_last_second(there: Installation, clients: Clients, rng: random.Random) -> str:
     """As where the machine went down: what was not on the disk is cut off, at any byte."""
+    time.sleep(_FORGOTTEN_S)  # what a worker settled that was killed before is on the disk
     file = max((there.placement.stores / "redis").rglob("*.aof"), key=lambda path: path.stat().st_mtime)
     size = file.stat().st_size
-    time.sleep(rng.uniform(0.1, 1))
+    time.sleep(rng.uniform(0.1, _FORGOTTEN_S))
     there.kill_redis()
     lost = file.stat().st_size - size
     if lost > 0:  # else it was rewritten meanwhile
@@ -69,8 +71,11 @@ def redis_forgets_its_last_second(there: Installation, clients: Clients, rng: ra
 
 
 def redis_is_emptied(there: Installation, clients: Clients, rng: random.Random) -> str:
-    """All at once. What waited for the flush comes again from the workers that settled it, if they still live."""
-    time.sleep(_FLUSHED_S)
+    """All at once. What had waited for the flush comes again from the workers that settled it a moment ago.
+
+    So nothing else may wait: neither what is older, nor what a worker left that was killed.
+    """
+    _until_only_the_living_wait(there)
     with there.redis_client() as client:
         client.flushall()
         wait_until(lambda: all(client.exists(keyspace.epoch(partition)) for partition in range(PARTITIONS)))
@@ -152,6 +157,25 @@ FAULTS: tuple[Fault, ...] = (
     connections_break,
     settings_are_reloaded,
 )
+
+
+def _until_only_the_living_wait(there: Installation) -> None:
+    """Return when all is settled of workers that are gone, and no event or correction waits that is seconds old."""
+    time.sleep(there.lease_ms / 1000)
+    with there.redis_client() as client:
+
+        def now_ms() -> int:
+            seconds, microseconds = client.time()
+            return int(seconds * 1000 + microseconds // 1000)
+
+        def wait_for_none(what: Callable[[int], object]) -> None:
+            wait_until(lambda: not any(what(partition) for partition in range(PARTITIONS)))
+
+        wait_for_none(lambda partition: client.zcount(keyspace.leases(partition), 0, now_ms()))
+        time.sleep(_FLUSHED_S)
+        old_ms = int(_FLUSHED_S * 1000)
+        wait_for_none(lambda partition: client.xlen(keyspace.corrections(partition)))
+        wait_for_none(lambda partition: client.xrange(keyspace.events(partition), "-", now_ms() - old_ms, count=1))
 
 
 def _kill_redis_at(there: Installation, matches: Matches, *, answered: bool = False, away_s: float = 0) -> None:

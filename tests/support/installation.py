@@ -78,6 +78,7 @@ class Installation:
     postgres: EmbeddedPostgres
     redis_proxy: Stepping
     postgres_proxy: Stepping
+    lease_ms: int
     serving: Started | None = None
     listeners: dict[str, str] = field(default_factory=dict)  # where they were last
     keys: dict[str, str] = field(default_factory=dict)  # ids by secret
@@ -237,7 +238,7 @@ def installed(mock: str, *, flush_after_ms: int = 300, lease_ms: int = LEASE_MS)
                 flush_after_ms=flush_after_ms,
             ).replace("workers = 2\n\n[listen]", "workers = 2\n[listen]")
         )
-        there = Installation(program, mock, placement, redis, postgres, redis_proxy, postgres_proxy)
+        there = Installation(program, mock, placement, redis, postgres, redis_proxy, postgres_proxy, lease_ms)
         try:
             there.start()
             yield there

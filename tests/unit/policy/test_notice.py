@@ -31,15 +31,12 @@ def test_each_field_of_a_profile_changes_what_is_said(profile):
         "title": ("Another Name", "in-short"),
         "contact": ("privacy@example.com", "contact"),
         "region": ("the moon", "receivers"),
-        "scrub_hours": (48, "how-long"),
         "history": ((*profile.history, Change("2031-02-03", "Everything.")), "changes"),
     }
     for name, (value, where) in changes.items():
         changed = replace(profile, **{name: value})
         assert section(changed, where) != section(profile, where), name
     assert "privacy@example.com" in section(replace(profile, contact="privacy@example.com"), "rights")
-    assert "2 days" in section(replace(profile, scrub_hours=48), "how-long")
-    assert "every file" not in section(replace(profile, scrub_hours=0), "how-long")
     assert make_notice(replace(profile, history=changes["history"][0]), FACTS).updated == "2031-02-03"
     told_by_keep_and_claims = {"name", "keep", "longest_window"}
     assert set(changes) | told_by_keep_and_claims == {each.name for each in fields(Profile)}

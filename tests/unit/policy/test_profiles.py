@@ -68,7 +68,6 @@ def test_those_that_can_be_served_keep_what_the_program_writes_and_for_the_life_
         kept = load_profile(name).kept()
         assert set(kept) == {"keys", "usage", "refusals", "counters", "ledger"}
         assert set(kept.values()) == {LIFE_OF_KEY}
-    assert load_profile("opusmax").scrub_hours == 24
     assert load_profile("opusgate").kept()["technical_log"] == days(30)
 
 
@@ -81,7 +80,6 @@ def test_those_that_can_be_served_keep_what_the_program_writes_and_for_the_life_
         ('name = "opusmax"', 'name = "mine"', "line 2: name must be that of the service whose claims are made"),
         ('name = "opusmax"', "nmae = 1", "line 2: unknown setting nmae; did you mean name?"),
         ('name = "opusmax"', "name = 1", "line 2: name must be a string"),
-        ("[keep]", "scrub_hours = 721\n[keep]", "line 6: scrub_hours must be 0 to 720"),
         ("[keep]", 'longest_window = "1y"\n[keep]', "line 6: longest_window must be a length such as 30d"),
         ("[keep]", 'longest_window = "999d"\n[keep]', "line 6: longest_window must be a length such as 30d"),
         ('keys = "life of key"', 'kays = "life of key"', "line 7: unknown setting keep.kays; did you mean keys?"),
