@@ -143,9 +143,23 @@ async def mend(control: Control, partition: int, drift: Sequence[Drift]) -> list
     """
     behind = [each for each in drift if each.is_behind]
     forgotten = {each.key_id for each in behind if each.what not in ("version", "record")}
-    for key_id in sorted({each.key_id for each in behind} - forgotten):
+    older = {each.key_id for each in behind if each.what == "version"} - forgotten
+    for key_id in sorted(older):
         await publish_key(control, key_id)
+    await _give_records_back(control, sorted({each.key_id for each in behind} - older - forgotten))
     return await rebuild(control, partition, sorted(forgotten))
+
+
+async def _give_records_back(control: Control, ids: Sequence[KeyId]) -> None:
+    """Write what workers read of keys, and no state: Redis may have been emptied since it was looked at.
+
+    A key that was published in full would then have a state of which nothing was used, and no balance.
+    """
+    async with control.database.transaction() as holding:  # a deletion waits
+        stored = await keys.read_each_to_publish(holding, ids)
+        await Rebuilding(control.caller).publish_records(
+            [(key.record(control.partitions), key.digest) for key in stored]
+        )
 
 
 async def rebuild(control: Control, partition: int, ids: Sequence[KeyId]) -> list[KeyId]:

@@ -34,6 +34,7 @@ def test_whatever_happens_every_answer_is_counted_once(capsys: pytest.CaptureFix
                     how = fault(there, clients, rng)
                     clients.wait_for(5)
                 there.until_complete()
+                assert not {401, 429} & {asked.status for asked in clients.asked}
                 verdict = assert_exact(there, clients)
                 tell(f"{how}: {verdict.rows} rows, {verdict.whole} whole, {verdict.estimated} flagged")
             assert there.stop() == 0

@@ -112,6 +112,8 @@ def test_nothing_is_lost_and_nothing_grows(capsys: pytest.CaptureFixture[str]):
                     there.spared.add(there.console())
             time.sleep(WARM_S / 2)  # as warm as at the beginning, and with nothing on its way
         clients.doing = ""
+        unjust = [f"{asked.note}: {asked.body!r}" for asked in clients.asked if asked.status in (401, 429)]
+        assert not unjust, unjust[:5]  # the key is good, and far from its limits
         verdict = assert_exact(there, clients)
         tell(f"{len(clients.asked)} requests, {dict(Counter(asked.status for asked in clients.asked))} by status")
         tell(f"{verdict.rows} counted, {verdict.whole} answered whole, {verdict.estimated} flagged")

@@ -107,6 +107,15 @@ async def test_a_change_that_could_not_be_published_is_found_and_published(contr
     assert (await control.publishing.read_record(key.digest)).concurrency == 3
 
 
+async def test_a_record_comes_back_without_a_state_where_redis_was_emptied_since_the_look(control, key, redis):
+    await redis.delete(keyspace.key_record(key.digest))
+    drift = await compare(control, place(key), [key.id])
+    await redis.flushdb()
+    assert await mend(control, place(key), drift) == []
+    assert (await control.publishing.read_record(key.digest)).id == key.id
+    assert await control.publishing.inspect(key.record(PARTITIONS)) is None
+
+
 async def test_entries_of_the_ledger_that_redis_was_not_given_yet_are_on_their_way(
     control, control_without_redis, redis, flusher, request_with
 ):
